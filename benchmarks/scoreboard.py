@@ -1,0 +1,184 @@
+"""From rounds to rows: which speeds may be shown, how they compare, where they are kept."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import platform
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from statistics import median
+
+OURS, REFERENCE, LIMIT = "saecore", "plain", "limit"
+TOLERANCE = 0.01
+QUIET = 0.15
+"""Share of the processor that others may use when a process starts; above it the rows are not kept. Threads
+that wait for each other lose far more than the share taken, and not all engines lose alike."""
+LEAST_FALL = 0.1
+"""The reference's loss must have fallen by this share of its start, or what learned nothing could pass."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One process. ``engine`` is "library architecture"; losses are on held-out rows, NaN for a limit."""
+
+    engine: str
+    version: str
+    steps_per_s: float
+    start_loss: float
+    loss: float
+    peak_mb: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a results file. ``checked`` is yes, no, or limit (nothing to check)."""
+
+    date: str
+    device: str
+    shape: str
+    engine: str
+    version: str
+    steps_per_s: float
+    loss: float
+    peak_mb: float
+    checked: str
+
+    @property
+    def library(self) -> str:
+        return self.engine.rpartition(" ")[0]
+
+    @property
+    def architecture(self) -> str:
+        return self.engine.rpartition(" ")[2]
+
+    @property
+    def shown(self) -> bool:
+        return self.checked != "no"
+
+
+def summarise(rounds: Sequence[Round], date: str, device: str, shape: str) -> list[Row]:
+    """One row an engine, in the order met: medians over its rounds, each of which must pass the check."""
+    rows = []
+    for engine in dict.fromkeys(r.engine for r in rounds):
+        own = [r for r in rounds if r.engine == engine]
+        losses, speeds = [r.loss for r in own], [r.steps_per_s for r in own]
+        if engine.startswith(f"{LIMIT} "):
+            checked = LIMIT
+        else:
+            reference = reference_loss(rounds, engine.rpartition(" ")[2])
+            checked = "yes" if all(agrees(loss, reference) for loss in losses) else "no"
+        peak = median(r.peak_mb for r in own)
+        rows.append(
+            Row(date, device, shape, engine, own[0].version, median(speeds), median(losses), peak, checked)
+        )
+    return rows
+
+
+def reference_loss(rounds: Sequence[Round], architecture: str) -> float | None:
+    """The plain loop's loss for this architecture; None where it did not run or has learned too little."""
+    own = [r for r in rounds if r.engine == f"{REFERENCE} {architecture}"]
+    if not own or any(not r.loss <= (1 - LEAST_FALL) * r.start_loss for r in own):
+        return None
+    return median(r.loss for r in own)
+
+
+def agrees(loss: float, reference: float | None) -> bool:
+    return reference is not None and math.isfinite(loss) and abs(loss - reference) <= TOLERANCE * reference
+
+
+def ratios(rows: Sequence[Row]) -> list[str]:
+    """For each architecture of ours: to the fastest other engine (plain counts) and to the limits."""
+    lines = []
+    for ours in (r for r in rows if r.library == OURS):
+        if not ours.shown:
+            lines.append(f"{ours.engine}: no ratio, its loss fails the check")
+            continue
+        others = [r for r in rows if r.checked == "yes" and r.library != OURS]
+        same = [r for r in others if r.architecture == ours.architecture]
+        for words, group in (
+            (f"fastest other {ours.architecture}", same),
+            ("fastest other of any architecture", others),
+        ):
+            if group:
+                best = max(group, key=lambda r: r.steps_per_s)
+                ratio = ours.steps_per_s / best.steps_per_s
+                lines.append(f"{ours.engine} / {words} ({best.library}) = {ratio:.2f}")
+            else:
+                lines.append(f"{ours.engine} / {words}: none passed the check")
+        for row in (r for r in rows if r.library == LIMIT):
+            lines.append(f"{ours.engine} / {row.engine} = {ours.steps_per_s / row.steps_per_s:.2f}")
+    return lines
+
+
+def table(rows: Sequence[Row], rounds: Sequence[Round], notes: Sequence[str] = ()) -> str:
+    """What the command prints. The speed of an engine that fails the check is not in it."""
+    head = (
+        "engine",
+        "version",
+        "steps/s",
+        "range",
+        "loss",
+        "to plain",
+        "peak MB",
+        "checked",
+    )
+    lines: list[tuple[str, ...]] = [head]
+    for row in rows:
+        reference = None if row.checked == LIMIT else reference_loss(rounds, row.architecture)
+        speeds = [r.steps_per_s for r in rounds if r.engine == row.engine]
+        lines.append(
+            (
+                row.engine,
+                row.version,
+                f"{row.steps_per_s:.2f}" if row.shown else "-",
+                f"{min(speeds):.2f}-{max(speeds):.2f}" if row.shown else "-",
+                "-" if math.isnan(row.loss) else f"{row.loss:.4e}",
+                "-" if reference is None else f"{row.loss / reference - 1:+.2%}",
+                f"{row.peak_mb:.0f}",
+                row.checked,
+            )
+        )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+    unfit = [
+        f"no {a} speed is shown: plain {a} did not run, or its loss fell by less than {LEAST_FALL:.0%}"
+        for a in dict.fromkeys(r.architecture for r in rows if r.checked != LIMIT)
+        if reference_loss(rounds, a) is None
+    ]
+    return "\n".join([*text, *notes, *unfit, *ratios(rows)])
+
+
+def append(path: Path, rows: Sequence[Row]) -> None:
+    """Add rows to a results file; written aside and renamed, so that it is never half there."""
+    names = [f.name for f in fields(Row)]
+    old = path.read_text(encoding="utf-8") if path.exists() else ",".join(names) + "\n"
+    if old.partition("\n")[0] != ",".join(names):
+        raise ValueError(
+            f"{path} starts with {old.partition(chr(10))[0]!r}, not {','.join(names)!r}; move it away"
+        )
+    aside = path.with_suffix(".partial")
+    with aside.open("w", encoding="utf-8", newline="") as file:
+        file.write(old)
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        for row in rows:
+            values = asdict(row)
+            values["steps_per_s"] = f"{row.steps_per_s:.4g}"
+            values["loss"] = "" if math.isnan(row.loss) else f"{row.loss:.6g}"
+            values["peak_mb"] = f"{row.peak_mb:.0f}"
+            writer.writerow(values)
+    os.replace(aside, path)
+
+
+def device(threads: int) -> str:
+    """A slug of the processor's name and the number of threads."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(encoding="utf-8"), re.MULTILINE)
+        name = found[1] if found else name
+    name = re.sub(r"\((r|tm)\)|\bcpu\b|\bprocessor\b|@.*", "", name.lower())
+    return f"{re.sub(r'[^a-z0-9]+', '-', name).strip('-')}-{threads}t"

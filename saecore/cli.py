@@ -1,0 +1,142 @@
+"""The `saecore` command. Only this module prints."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from saecore import __version__, paths
+
+Subparsers = Any
+
+FAILED = 1
+REFUSED = 2
+
+
+def add_chapters(subparsers: Subparsers) -> None:
+    """`saecore chapters execute|check|expect [names]`"""
+    chapters = subparsers.add_parser("chapters", help="execute and check the book's chapters")
+    actions = chapters.add_subparsers(dest="action", required=True)
+
+    execute = actions.add_parser("execute", help="run chapters through papermill")
+    execute.add_argument("names", nargs="*", help="such as 03 or 03_feature_recovery (default: all)")
+    execute.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters"
+    )
+    where = execute.add_mutually_exclusive_group()
+    where.add_argument("--out", type=Path, help="folder for executed notebooks (default: build/executed)")
+    where.add_argument("--in-place", action="store_true", help="store the outputs in the chapters themselves")
+    execute.set_defaults(run=run_execute)
+
+    check = actions.add_parser("check", help="hold chapters against the rules and data/expected")
+    check.add_argument("names", nargs="*")
+    check.add_argument("--folder", type=Path, help="where the notebooks are (default: book/chapters)")
+    check.set_defaults(run=run_check)
+
+    expect = actions.add_parser("expect", help="write new glued values to data/expected, drop stale ones")
+    expect.add_argument("names", nargs="*")
+    expect.add_argument("--replace", action="store_true", help="also replace values that differ")
+    expect.set_defaults(run=run_expect)
+
+
+def run_execute(arguments: argparse.Namespace) -> int:
+    from saecore.chapter import driver
+
+    try:
+        given = {name: driver.literal(value) for name, value in arguments.parameters}
+        if given and arguments.in_place:
+            raise driver.ParameterError("committed chapters hold their default parameters; use --out with -p")
+        sources = driver.find(arguments.names)
+        refuse_unknown(sources, given)
+    except driver.ChapterError as error:
+        return complain(error, REFUSED)
+    for source in sources:
+        out = paths.chapters() if arguments.in_place else arguments.out or paths.build() / "executed"
+        try:
+            print(f"{source.stem} -> {driver.execute(source, out / source.name, given)}", flush=True)
+        except driver.ChapterError as error:
+            return complain(error, FAILED)
+    return 0
+
+
+def refuse_unknown(sources: Sequence[Path], given: dict[str, Any]) -> None:
+    """Raise ParameterError before the first chapter runs, not after an hour of them."""
+    import nbformat
+
+    from saecore.chapter import driver
+
+    for source in sources:
+        driver.checked(driver.parameters(nbformat.read(source, as_version=4)), given, source.stem)
+
+
+def run_check(arguments: argparse.Namespace) -> int:
+    import nbformat
+
+    from saecore.chapter import driver, expected, rules
+
+    try:
+        sources = driver.find(arguments.names, arguments.folder)
+    except driver.ChapterError as error:
+        return complain(error, REFUSED)
+    count = 0
+    for source in sources:
+        notebook = nbformat.read(source, as_version=4)
+        wanted = paths.expected() / f"{source.stem}.json"
+        try:
+            values = expected.compare(
+                expected.glued(notebook), expected.read(wanted), f"data/expected/{wanted.name}"
+            )
+        except expected.ExpectedError as error:
+            values = [str(error)]
+        for problem in rules.problems(notebook) + values:
+            count += 1
+            print(f"{source.stem}: {problem}", file=sys.stderr)
+    if count:
+        return complain(f"{count} problems in {len(sources)} chapters", FAILED)
+    print(f"{len(sources)} chapters keep the rules and give the expected values")
+    return 0
+
+
+def run_expect(arguments: argparse.Namespace) -> int:
+    import nbformat
+
+    from saecore.chapter import driver, expected
+
+    try:
+        for source in driver.find(arguments.names):
+            found = expected.glued(nbformat.read(source, as_version=4))
+            path = paths.expected() / f"{source.stem}.json"
+            changed, dropped = expected.update(path, found, replace=arguments.replace)
+            wrote, lost = ", ".join(changed) or "nothing", ", ".join(dropped) or "nothing"
+            print(f"{source.stem}: wrote {wrote}; dropped {lost}")
+    except (driver.ChapterError, expected.ExpectedError) as error:
+        return complain(error, REFUSED)
+    return 0
+
+
+def complain(error: object, code: int) -> int:
+    print(f"saecore: {error}", file=sys.stderr)
+    return code
+
+
+COMMANDS: tuple[Callable[[Subparsers], None], ...] = (add_chapters,)
+"""A command is a function that adds its parser and sets `run`, which turns arguments into an exit code."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="saecore", description="Sanity checks for sparse autoencoders.")
+    parser.add_argument("--version", action="version", version=__version__)
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    for add in COMMANDS:
+        add(subparsers)
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("saecore").setLevel(logging.INFO)
+    try:
+        return arguments.run(arguments)
+    except paths.PathError as error:
+        return complain(error, REFUSED)

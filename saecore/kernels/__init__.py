@@ -1,0 +1,19 @@
+"""The operations that decide the speed. Each folder holds ``reference.py`` (plain PyTorch, the definition) and faster
+paths that must agree with it; which one runs is chosen at call time by :func:`fast_path`."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+
+import torch
+
+
+@cache
+def _has_numba() -> bool:
+    return importlib.util.find_spec("numba") is not None
+
+
+def fast_path(tensor: torch.Tensor) -> bool:
+    """Whether the compiled CPU path takes this tensor: float32 on the CPU, with numba installed."""
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and _has_numba()

@@ -1,0 +1,1 @@
+"""Decoding and gradients that touch active latents only."""

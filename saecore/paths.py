@@ -1,0 +1,94 @@
+"""Where things lie. No other module knows a path.
+
+SAECORE_HOME     the repository's root (default: found from the package, then from the current folder)
+SAECORE_RESULTS  where recorded runs are written (default: data/results)
+SAECORE_CACHE    what may be deleted at any time (default: data/cache)
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+HOME = "SAECORE_HOME"
+RESULTS = "SAECORE_RESULTS"
+CACHE = "SAECORE_CACHE"
+MARKERS = ("pyproject.toml", "data/paper", "saecore")
+
+
+class PathError(OSError):
+    """A folder that is missing or cannot be written; the message names it and the variable that moves it."""
+
+
+def _is_root(folder: Path) -> bool:
+    return all((folder / marker).exists() for marker in MARKERS)
+
+
+def root() -> Path:
+    """The repository's root. Raises PathError where there is none."""
+    given = os.environ.get(HOME)
+    if given:
+        folder = Path(given).expanduser().resolve()
+        if not _is_root(folder):
+            raise PathError(f"{HOME}={given!r} holds no {' + '.join(MARKERS)}; set it to a clone's root")
+        return folder
+    package, here = Path(__file__).resolve().parent.parent, Path.cwd()
+    for folder in (package, here, *here.parents):
+        if _is_root(folder):
+            return folder
+    raise PathError(
+        f"no repository around {package} or {here} (looked for {' + '.join(MARKERS)}); "
+        f"clone it and set {HOME} to the clone's root"
+    )
+
+
+def _moved(variable: str, default: str) -> Path:
+    given = os.environ.get(variable)
+    return Path(given).expanduser().resolve() if given else root() / default
+
+
+def data() -> Path:
+    return root() / "data"
+
+
+def results() -> Path:
+    return _moved(RESULTS, "data/results")
+
+
+def cache() -> Path:
+    return _moved(CACHE, "data/cache")
+
+
+def expected() -> Path:
+    return data() / "expected"
+
+
+def paper() -> Path:
+    return data() / "paper"
+
+
+def book() -> Path:
+    return root() / "book"
+
+
+def chapters() -> Path:
+    return book() / "chapters"
+
+
+def build() -> Path:
+    return root() / "build"
+
+
+def writable(folder: Path, variable: str = CACHE) -> Path:
+    """`folder`, made where missing and tried for writing. Raises PathError, naming `variable`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise PathError(
+            f"cannot write in {folder} ({error.strerror or error}); "
+            f"set {variable} to a folder you may write to"
+        ) from error
+    return folder

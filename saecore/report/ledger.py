@@ -1,0 +1,349 @@
+"""Recorded runs: one row per measured value, in data/results/<experiment>.csv."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from saecore import paths, spec
+
+try:
+    import fcntl
+except ImportError:  # Windows: one writer at a time
+    fcntl = None
+
+
+COLUMNS = (
+    "experiment",
+    "key",
+    "source",
+    "architecture",
+    "constraint",
+    "init",
+    "l0",
+    "seed",
+    "step",
+    "metric",
+    "value",
+    "device",
+    "commit",
+    "seconds",
+    "settings",
+)
+IDENTITY = ("key", "step", "metric", "seed", "constraint")
+"""A row replaces the one that agrees with it in these."""
+ORDER = ("source", "architecture", "constraint", "init", "l0", "settings", "seed", "key", "step", "metric")
+NUMBERS = {"l0": float, "seed": int, "step": int, "value": float, "seconds": float}
+REQUIRED = ("experiment", "key", "constraint", "metric")
+"""Text columns that may not be empty; a floor without an SAE has no architecture, init or l0."""
+SETTINGS = re.compile(r"([\w.]+=[^;=]+(;[\w.]+=[^;=]+)*)?")
+COMMIT = "SAECORE_COMMIT"
+FINAL = "fraction_recovered"
+"""A metric that only a finished run has; a learning curve's rows come earlier and hold fewer."""
+
+Row = Mapping[str, Any]
+
+
+class LedgerError(ValueError):
+    """A row that cannot be recorded, or a question that no recorded row answers."""
+
+
+def path(experiment: str) -> Path:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", experiment):
+        raise LedgerError(f"experiment={experiment!r} must be lower-case letters, digits and _; it names a file")
+    return paths.results() / f"{experiment}.csv"
+
+
+def record(experiment: str, rows: Iterable[Row], nonfinite: Collection[str] = ()) -> Path:
+    """Merge ``rows`` into the experiment's file: rows of equal identity are replaced, all others kept.
+
+    The file is whole at every moment, and two processes that record at once lose nothing. NaN and infinity are
+    refused, except for the metrics named in ``nonfinite``. Raises LedgerError before anything is written.
+    """
+    target = path(experiment)
+    new: dict[tuple, dict[str, str]] = {}
+    for row in rows:
+        checked = _checked(experiment, row, nonfinite)
+        if _identity(checked) in new:
+            raise LedgerError(f"two rows have the same {', '.join(IDENTITY)}: {_identity(checked)}; give one of them")
+        new[_identity(checked)] = checked
+    if not new:
+        return target
+    paths.writable(target.parent, paths.RESULTS)
+    with _locked(target.parent):
+        kept = {_identity(row): row for row in _lines(target)} if target.exists() else {}
+        _write(target, sorted({**kept, **new}.values(), key=_order))
+    return target
+
+
+def read(experiment: str) -> pd.DataFrame:
+    """Every row of an experiment, in the file's order. Raises LedgerError where nothing is recorded yet."""
+    source = path(experiment)
+    if not source.exists():
+        known = ", ".join(sorted(p.stem for p in source.parent.glob("*.csv"))) or "nothing"
+        raise LedgerError(
+            f"no recorded runs in {source.name}; make them with `saecore run {experiment}` "
+            f"(recorded in {source.parent.name}/: {known})"
+        )
+    rows = list(_lines(source))
+    frame = pd.DataFrame(rows, columns=pd.Index(COLUMNS))
+    for name, kind in NUMBERS.items():
+        frame[name] = pd.to_numeric(frame[name]).astype("int64" if kind is int else "float64")
+    return frame
+
+
+def select(frame: pd.DataFrame, **equals: Any) -> pd.DataFrame:
+    """Rows whose columns equal the values given; a list or tuple stands for any of its members.
+
+    Raises LedgerError naming what is there when nothing matches.
+    """
+    for name, wanted in equals.items():
+        if name not in frame.columns:
+            raise LedgerError(f"no column {name!r}; the columns are {', '.join(frame.columns)}")
+        members = list(wanted) if isinstance(wanted, list | tuple | set | frozenset) else [wanted]
+        found = frame[frame[name].isin(members)]
+        if found.empty:
+            there = ", ".join(repr(v) for v in sorted(frame[name].unique().tolist(), key=str)) or "no rows at all"
+            before = ", ".join(f"{k}={v!r}" for k, v in equals.items() if k != name)
+            raise LedgerError(f"no row has {name}={wanted!r}{f' among {before}' if before else ''}; there is: {there}")
+        frame = found
+    return frame
+
+
+def last(frame: pd.DataFrame) -> pd.DataFrame:
+    """Of each run and metric, the row of the last step."""
+    run = frame.groupby(["key", "constraint", "seed", "metric"], sort=False)["step"]
+    return frame[frame["step"] == run.transform("max")]
+
+
+def finished(experiment: str, metric: str = FINAL) -> set[str]:
+    """Keys of the runs that have ``metric`` recorded; none where nothing is recorded yet."""
+    source = path(experiment)
+    return {row["key"] for row in _lines(source) if row["metric"] == metric} if source.exists() else set()
+
+
+def fractions(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of ``features_recovered`` as shares of the features there are, under ``fraction_recovered``.
+
+    A learning curve records the count alone.
+    """
+    counts = expand(select(frame, metric="features_recovered"), "source.n_features")
+    shares = counts["value"] / counts["source.n_features"]
+    return counts.assign(metric="fraction_recovered", value=shares)[list(frame.columns)]
+
+
+def binned(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Rows of ``<metric>_<i>``, such as ``recovered_bin_3``, with i as the column ``bin``."""
+    numbers = frame["metric"].str.extract(rf"^{re.escape(metric)}_(\d+)$")[0]
+    found = frame[numbers.notna()]
+    if found.empty:
+        there = ", ".join(sorted(frame["metric"].unique())) or "no rows at all"
+        raise LedgerError(f"no metric {metric}_<i> is recorded; there is: {there}")
+    return found.assign(metric=metric, bin=numbers[found.index].astype(int))
+
+
+def expand(frame: pd.DataFrame, *names: str) -> pd.DataFrame:
+    """A column for each setting (``training.learning_rate``), the spec's default where a row does not set it."""
+    parsed = [dict(item.split("=", 1) for item in text.split(";") if item) for text in frame["settings"]]
+    columns = {name: [row.get(name, _default(name)) for row in parsed] for name in names}
+    return frame.assign(**{name: [_literal(v) for v in values] for name, values in columns.items()})
+
+
+def provenance(frame: pd.DataFrame) -> str:
+    """One line: how many runs, which seeds, on what, from which commits, how many hours."""
+    runs = frame.groupby(["key", "constraint", "seed"])["seconds"].max()
+    devices = ", ".join(sorted(frame["device"].unique())) or "no device"
+    commits = ", ".join(sorted(frame["commit"].unique())) or "none"
+    hours = runs.sum() / 3600
+    spent = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
+    return f"{len(runs)} {_plural('run', len(runs))}, {_ranges(frame['seed'])}, on {devices}, commit {commits}, {spent}"
+
+
+@cache
+def commit() -> str:
+    """Short commit of the code that runs, "-dirty" where saecore/ differs from it; asked once per process.
+
+    SAECORE_COMMIT stands in where there is no git; without either it is "unknown".
+    """
+    if COMMIT in os.environ:
+        return os.environ[COMMIT]
+    head = _git("rev-parse", "--short", "HEAD")
+    if head is None:
+        return "unknown"
+    return head + ("-dirty" if _git("status", "--porcelain", "--", ":(top)saecore") else "")
+
+
+@cache
+def device(name: str | torch.device = "cpu") -> str:
+    """Plain name of the CPU or GPU, such as "NVIDIA H200"."""
+    chosen = torch.device(name)
+    if chosen.type == "cuda":
+        return torch.cuda.get_device_name(chosen)
+    if chosen.type != "cpu":
+        return chosen.type
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else None
+    model = found[1] if found else platform.processor() or platform.machine()
+    return re.sub(r"\s+", " ", re.sub(r"\((R|TM)\)|\bCPU\b|@.*", "", model)).strip()
+
+
+def _checked(experiment: str, row: Row, nonfinite: Collection[str]) -> dict[str, str]:
+    row = {"experiment": experiment, **row}
+    missing = [c for c in COLUMNS if c not in row]
+    unknown = [c for c in row if c not in COLUMNS]
+    if missing or unknown:
+        raise LedgerError(f"a row has no {missing} and has unknown {unknown}; the columns are {', '.join(COLUMNS)}")
+    if row["experiment"] != experiment:
+        raise LedgerError(f"experiment={row['experiment']!r} in a row of {experiment!r}; record it under its own name")
+    line = {column: _text(column, row[column], row["metric"] in nonfinite) for column in COLUMNS}
+    empty = [c for c in REQUIRED if not line[c]]
+    if empty:
+        raise LedgerError(f"{empty[0]} is empty in the row of metric={line['metric']!r}; it identifies the row")
+    if not SETTINGS.fullmatch(line["settings"]):
+        raise LedgerError(f"settings={line['settings']!r} is not name=value;name=value (RunSpec.settings() writes it)")
+    return line
+
+
+def _text(column: str, value: Any, nonfinite: bool) -> str:
+    kind = NUMBERS.get(column)
+    if kind is None:
+        text = str(value)
+        if not isinstance(value, str) or re.search(r"[\r\n]", text):
+            raise LedgerError(f"{column}={value!r} must be one line of text")
+        return text
+    if column == "l0" and value in ("", None):
+        return ""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise LedgerError(f"{column}={value!r} is not a number") from None
+    if column == "value" and nonfinite and not math.isfinite(number):
+        return str(number)
+    if not math.isfinite(number):
+        raise LedgerError(f"{column}={number} is not finite; name its metric in nonfinite= if it may be")
+    if kind is int:
+        if number != int(number):
+            raise LedgerError(f"{column}={value!r} is not a whole number")
+        return str(int(number))
+    return f"{number:.6g}"
+
+
+def _identity(row: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(row[column] for column in IDENTITY)
+
+
+def _order(row: Mapping[str, str]) -> tuple[float | str, ...]:
+    return tuple(float(row[c] or "-inf") if c in NUMBERS else row[c] for c in ORDER)
+
+
+def _lines(source: Path) -> Iterator[dict[str, str]]:
+    with source.open(newline="", encoding="utf-8") as file:
+        reader = csv.reader(file)
+        header = tuple(next(reader, ()))
+        if header != COLUMNS:
+            wrong = [c for c in COLUMNS if c not in header] or [c for c in header if c not in COLUMNS] or ["order"]
+            raise LedgerError(f"{source} does not have the ledger's columns ({', '.join(wrong)}); record it again")
+        for number, line in enumerate(reader, 2):
+            if len(line) != len(COLUMNS):
+                raise LedgerError(f"{source}, line {number} has {len(line)} fields, not {len(COLUMNS)}; record it again")
+            yield dict(zip(COLUMNS, line, strict=True))
+
+
+def _write(target: Path, rows: Iterable[Mapping[str, str]]) -> None:
+    """The file appears whole or not at all. The caller holds the lock, so the name written aside is ours alone."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    aside = target.with_name(f"{target.name}.partial")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text.getvalue())
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, target)
+    if fcntl:
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One writer at a time. The lock is on the folder itself, so no lock file lies about; it ends with the process."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            raise LedgerError(
+                f"cannot lock {folder} ({error.strerror}); set {paths.RESULTS} to a folder on a local disk"
+            ) from error
+        yield
+    finally:
+        os.close(handle)
+
+
+def _default(name: str) -> Any:
+    part, _, item = name.partition(".")
+    classes = {
+        "source": spec.SourceSpec,
+        "sae": spec.SAESpec,
+        "constraint": spec.ConstraintSpec,
+        "training": spec.TrainingSpec,
+    }
+    if part in classes:
+        for field in dataclasses.fields(classes[part]):
+            if field.name == item and field.default is not dataclasses.MISSING:
+                return field.default
+    raise LedgerError(f"setting {name!r} is no field with a default; write part.field with part in {', '.join(classes)}")
+
+
+def _literal(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if value in ("True", "False"):
+        return value == "True"
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            pass
+    return value
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(paths.root()), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _plural(word: str, n: int) -> str:
+    return word if n == 1 else f"{word}s"
+
+
+def _ranges(seeds: Iterable[int]) -> str:
+    found = sorted(set(seeds))
+    whole = len(found) > 1 and found == list(range(found[0], found[-1] + 1))
+    return f"{_plural('seed', len(found))} " + (f"{found[0]}-{found[-1]}" if whole else ", ".join(map(str, found)))

@@ -1,0 +1,83 @@
+"""How architectures, constraints, metrics and settings are called on a page, in the order in which they are shown."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+ARCHITECTURES = {
+    "topk": "TopK",
+    "batch_topk": "BatchTopK",
+    "jump_relu": "JumpReLU",
+    "matryoshka": "Matryoshka",
+    "ortho": "OrtSAE",
+    "relu": "ReLU",
+}
+VARIANTS = {
+    "free": "trained",
+    "soft_frozen_decoder": "soft-frozen decoder",
+    "frozen_decoder": "frozen decoder",
+    "frozen_encoder": "frozen encoder",
+    "both_frozen": "both frozen",
+    "untrained": "untrained",
+    "oracle": "oracle decoder",
+}
+SOURCES = {"constant": "constant probability", "variable": "variable probability"}
+METRICS = {
+    "explained_variance": "explained variance",
+    "fraction_recovered": "features recovered",
+    "features_recovered": "features recovered",
+    "one_to_one_recovered": "recovered one to one",
+    "mean_best_cosine": "mean best cosine",
+    "mean_one_to_one_cosine": "mean one-to-one cosine",
+    "cosine_to_start": "cosine to the start",
+    "code_f1_micro": "F1 of the codes",
+    "code_f1_macro": "F1 of the codes, mean over features",
+    "code_precision": "precision of the codes",
+    "code_recall": "recall of the codes",
+    "dead_share": "dead latents",
+    "l0": "active latents per sample (L0)",
+    "recovered_bin": "features recovered",
+}
+SHARES = ("fraction_recovered", "recovered_bin", "dead_share")
+"""Metrics that print as percentages."""
+SETTINGS = {
+    "source.sigma": "sigma of log c",
+    "source.correlation": "correlation of pairs",
+    "source.n_features": "features m",
+    "source.d_model": "dimensions n",
+    "source.expected_l0": "active features per sample",
+    "sae.n_latents": "latents",
+    "sae.group_size": "rows per selection",
+    "sae.rescale": "rank by share of the row's norm",
+    "sae.aux_coefficient": "auxiliary loss",
+    "sae.bandwidth": "JumpReLU bandwidth",
+    "constraint.tied": "tied start",
+    "constraint.tau": "tau",
+    "training.learning_rate": "learning rate",
+    "training.batch_size": "batch size",
+    "training.decay": "learning-rate decay",
+    "training.steps": "steps",
+    "l0": "target L0",
+    "init": "initialisation",
+}
+TABLES = (ARCHITECTURES, VARIANTS, SOURCES, METRICS)
+
+
+def label(name: str) -> str:
+    """The name on a page of an architecture, constraint, source or metric; an unknown one in plain words."""
+    for table in TABLES:
+        if name in table:
+            return table[name]
+    return name.replace("_", " ")
+
+
+def setting(text: str) -> str:
+    """``training.learning_rate=0.001`` as "learning rate = 0.001"; several are joined by commas."""
+    parts = [item.split("=", 1) for item in text.split(";") if item]
+    return ", ".join(f"{SETTINGS.get(n, label(n.split('.')[-1]))} = {v}" for n, v in parts) or "headline"
+
+
+def ordered(values: pd.Series) -> list[str]:
+    """The distinct values in the order in which pages show them, unknown ones last."""
+    known = [name for table in TABLES for name in table]
+    return sorted(values.unique(), key=lambda v: (known.index(v) if v in known else len(known), str(v)))

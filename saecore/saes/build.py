@@ -1,0 +1,49 @@
+"""The only registry: from specs to an SAE."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saecore.saes import constraints
+from saecore.saes.base import SAE
+from saecore.spec import ConstraintSpec, SAESpec, SpecError
+
+
+def build(
+    spec: SAESpec,
+    constraint: ConstraintSpec,
+    *,
+    generator: torch.Generator,
+    covariance: Float[Tensor, "d_model d_model"] | None = None,
+    truth: Float[Tensor, "n_latents d_model"] | None = None,
+) -> SAE:
+    """An SAE at its start. ``covariance`` is needed for ``init="cov"``, ``truth`` for the oracle.
+
+    Encoder rows start parallel to decoder rows (``tied``), with the norm that Kaiming initialisation gives them in the
+    public BatchTopK recipe. The same generator state gives the same start whatever the architecture and constraint, so variants share it.
+    Raises SpecError where something needed is missing.
+    """
+    if constraint.init == "cov":
+        if covariance is None:
+            raise SpecError("init='cov' needs the data's covariance: pass covariance=source.covariance()")
+        start = constraints.cov(spec.n_latents, covariance, generator)
+    else:
+        start = constraints.iso(spec.n_latents, spec.d_model, generator)
+    independent = constraints.iso(spec.n_latents, spec.d_model, generator)
+    if constraint.name == "oracle":
+        if truth is None or truth.shape != start.shape:
+            shape = None if truth is None else tuple(truth.shape)
+            raise SpecError(f"the oracle needs truth of shape {tuple(start.shape)}, got {shape}")
+        start = truth.clone()
+    sae = SAE(spec)
+    with torch.no_grad():
+        sae.W_dec.copy_(start)
+        sae.W_enc.copy_((start if constraint.tied else independent) * encoder_norm(spec))
+    return sae
+
+
+def encoder_norm(spec: SAESpec) -> float:
+    """RMS norm of a row under ``kaiming_uniform_`` of a (d_model, n_latents) matrix: sqrt(2 d_model / n_latents)."""
+    return (2 * spec.d_model / spec.n_latents) ** 0.5

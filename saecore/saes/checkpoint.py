@@ -1,0 +1,71 @@
+"""An SAE on disk: safetensors with the run's spec in the metadata. Written aside, then renamed: whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from saecore.saes.base import SAE
+from saecore.spec import RunSpec, from_dict
+
+
+class CheckpointError(RuntimeError):
+    """A file that is not a whole checkpoint of ours."""
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors to ``path`` so that the file is never visible half-written. Raises OSError as the disk does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, aside, dict(metadata))
+        os.replace(aside, path)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error}; free the disk or choose another folder with SAECORE_CACHE") from error
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}; free the disk or choose another folder with SAECORE_CACHE") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of ``path``. Raises CheckpointError naming the file where it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {k: file.get_tensor(k) for k in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except FileNotFoundError:
+        raise
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is truncated or not a safetensors file ({error}); delete it and run again"
+        ) from error
+
+
+def save(path: Path, sae: SAE, run: RunSpec) -> None:
+    """Write the SAE and the spec it came from."""
+    write(path, sae.state_dict(), {"run": json.dumps(run.as_dict())})
+
+
+def load(path: Path) -> tuple[SAE, RunSpec]:
+    """The SAE and its run. Raises CheckpointError where the file, its spec or a tensor is missing or damaged."""
+    tensors, metadata = read(path)
+    if "run" not in metadata:
+        raise CheckpointError(f"{path} carries no run spec; it was not written by saecore.saes.save")
+    run = from_dict(json.loads(metadata["run"]))
+    sae = SAE(run.sae)
+    wanted = sae.state_dict()
+    for name, tensor in wanted.items():
+        if name not in tensors or tensors[name].shape != tensor.shape:
+            found = tuple(tensors[name].shape) if name in tensors else "nothing"
+            raise CheckpointError(f"{path}: {name} should have shape {tuple(tensor.shape)}, found {found}")
+    sae.load_state_dict({name: tensors[name] for name in wanted})
+    if not all(torch.isfinite(t).all() for n, t in sae.state_dict().items() if n != "threshold"):
+        raise CheckpointError(f"{path} holds NaN or infinity in its weights; the run diverged, train it again")
+    return sae, run
