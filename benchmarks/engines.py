@@ -47,7 +47,7 @@ def saecore(shape: Shape, problem: Problem, architecture: str, steps: int) -> En
         l0=shape.k,
         aux_coefficient=0.0,
     )
-    source = SourceSpec(d_model=shape.d_model, n_features=shape.n_latents, expected_l0=float(shape.k))
+    source = SourceSpec(d_model=shape.d_model, n_features=shape.n_features, expected_l0=float(shape.k))
     training = TrainingSpec(
         steps=steps,
         batch_size=shape.batch_size,
@@ -199,9 +199,7 @@ def dictionary_learning(shape: Shape, problem: Problem, architecture: str, steps
         done += 1  # from 1: at step 0 the trainer would move the decoder bias to the data's geometric median
         trainer.update(done, x)
 
-    return Engine(
-        version("dictionary-learning"), step, lambda x: sae.decode(sae.encode(x, use_threshold=False))
-    )
+    return Engine(version("dictionary-learning"), step, lambda x: sae.decode(sae.encode(x, use_threshold=False)))
 
 
 def sparsify(shape: Shape, problem: Problem, architecture: str, steps: int) -> Engine:

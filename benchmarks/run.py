@@ -127,9 +127,7 @@ def compare(shape: str, steps: int | None, rounds: int, threads: int, engines: S
     title = f"{shape}: {steps} steps after {WARM_UP}, {threads} threads, median of {rounds}, {device}"
     notes = list(failures.values())
     if noise > scoreboard.QUIET:
-        notes.append(
-            f"rows not kept: other programs used {noise:.0%} of the processor; run again when it is quiet"
-        )
+        notes.append(f"rows not kept: other programs used {noise:.0%} of the processor; run again when it is quiet")
     else:
         RESULTS.mkdir(exist_ok=True)
         scoreboard.append(RESULTS / f"{device}.csv", rows)

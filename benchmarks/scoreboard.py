@@ -72,9 +72,7 @@ def summarise(rounds: Sequence[Round], date: str, device: str, shape: str) -> li
             reference = reference_loss(rounds, engine.rpartition(" ")[2])
             checked = "yes" if all(agrees(loss, reference) for loss in losses) else "no"
         peak = median(r.peak_mb for r in own)
-        rows.append(
-            Row(date, device, shape, engine, own[0].version, median(speeds), median(losses), peak, checked)
-        )
+        rows.append(Row(date, device, shape, engine, own[0].version, median(speeds), median(losses), peak, checked))
     return rows
 
 
@@ -95,7 +93,7 @@ def ratios(rows: Sequence[Row]) -> list[str]:
     lines = []
     for ours in (r for r in rows if r.library == OURS):
         if not ours.shown:
-            lines.append(f"{ours.engine}: no ratio, its loss fails the check")
+            lines.append(f"{ours.engine}: no ratio, its loss did not pass the check")
             continue
         others = [r for r in rows if r.checked == "yes" and r.library != OURS]
         same = [r for r in others if r.architecture == ours.architecture]
@@ -157,9 +155,7 @@ def append(path: Path, rows: Sequence[Row]) -> None:
     names = [f.name for f in fields(Row)]
     old = path.read_text(encoding="utf-8") if path.exists() else ",".join(names) + "\n"
     if old.partition("\n")[0] != ",".join(names):
-        raise ValueError(
-            f"{path} starts with {old.partition(chr(10))[0]!r}, not {','.join(names)!r}; move it away"
-        )
+        raise ValueError(f"{path} starts with {old.partition(chr(10))[0]!r}, not {','.join(names)!r}; move it away")
     aside = path.with_suffix(".partial")
     with aside.open("w", encoding="utf-8", newline="") as file:
         file.write(old)

@@ -24,9 +24,7 @@ def add_chapters(subparsers: Subparsers) -> None:
 
     execute = actions.add_parser("execute", help="run chapters through papermill")
     execute.add_argument("names", nargs="*", help="such as 03 or 03_feature_recovery (default: all)")
-    execute.add_argument(
-        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters"
-    )
+    execute.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters")
     where = execute.add_mutually_exclusive_group()
     where.add_argument("--out", type=Path, help="folder for executed notebooks (default: build/executed)")
     where.add_argument("--in-place", action="store_true", help="store the outputs in the chapters themselves")
@@ -87,9 +85,7 @@ def run_check(arguments: argparse.Namespace) -> int:
         notebook = nbformat.read(source, as_version=4)
         wanted = paths.expected() / f"{source.stem}.json"
         try:
-            values = expected.compare(
-                expected.glued(notebook), expected.read(wanted), f"data/expected/{wanted.name}"
-            )
+            values = expected.compare(expected.glued(notebook), expected.read(wanted), f"data/expected/{wanted.name}")
         except expected.ExpectedError as error:
             values = [str(error)]
         for problem in rules.problems(notebook) + values:
@@ -118,12 +114,50 @@ def run_expect(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def add_run(subparsers: Subparsers) -> None:
+    """`saecore run SWEEP`"""
+    run = subparsers.add_parser("run", help="train, measure and record the runs of a sweep; resumes where it stopped")
+    run.add_argument("sweep", help="a name in book/sweeps, such as feature_recovery, or a .yml file")
+    run.add_argument("--device", default="cpu", help="cpu or cuda")
+    run.add_argument("--part", default="1/1", metavar="I/N", help="the I-th of N shares, to run beside the others")
+    run.add_argument("--threads", type=int, default=None, help="CPU threads (default: torch's)")
+    run.add_argument("--plan", action="store_true", help="say what would run, and stop")
+    run.set_defaults(run=run_sweep)
+
+
+def run_sweep(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from saecore import sweep
+    from saecore.report.ledger import finished
+    from saecore.spec import SpecError
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    try:
+        experiment, groups = sweep.load(sweep.find(arguments.sweep))
+        groups = sweep.part(groups, arguments.part)
+    except SpecError as error:
+        return complain(error, REFUSED)
+    runs = [run for group in groups for run in group]
+    if arguments.plan:
+        done = finished(experiment)
+        for run in runs:
+            state = "recorded" if run.key() in done else "to run"
+            print(f"{run.key()} {state:8} {run.source.probability} {run.sae.architecture} {run.constraint.name} "
+                  f"seed {run.training.seed} steps {run.training.steps} {run.settings()}")  # fmt: skip
+        return 0
+    sweep.run_all(experiment, groups, arguments.device)
+    print(f"{experiment}: {len(runs)} runs recorded")
+    return 0
+
+
 def complain(error: object, code: int) -> int:
     print(f"saecore: {error}", file=sys.stderr)
     return code
 
 
-COMMANDS: tuple[Callable[[Subparsers], None], ...] = (add_chapters,)
+COMMANDS: tuple[Callable[[Subparsers], None], ...] = (add_chapters, add_run)
 """A command is a function that adds its parser and sets `run`, which turns arguments into an exit code."""
 
 

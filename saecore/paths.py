@@ -88,7 +88,6 @@ def writable(folder: Path, variable: str = CACHE) -> Path:
             pass
     except OSError as error:
         raise PathError(
-            f"cannot write in {folder} ({error.strerror or error}); "
-            f"set {variable} to a folder you may write to"
+            f"cannot write in {folder} ({error.strerror or error}); set {variable} to a folder you may write to"
         ) from error
     return folder

@@ -1,4 +1,4 @@
-"""What to run: frozen dataclasses, validated when built. A run's key is a hash of its content and names its artefacts."""
+"""What to run: frozen dataclasses, validated when built. A run's key hashes its content and names its artefacts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONSTRAINTS = (
     "both_frozen",
     "oracle",
 )
-INITS = ("iso", "cov")
+INITS = ("iso", "cov", "truth")
 PROBABILITIES = ("constant", "variable")
 
 
@@ -91,6 +91,7 @@ class SourceSpec(Keyed):
             f"p_min={self.p_min}, p_max={self.p_max}: need 0 < p_min < p_max < 1",
         )
         require(self.sigma >= 0, f"sigma={self.sigma} must not be negative")
+        require(self.seed >= 0, f"seed={self.seed} must not be negative")
         require(0 <= self.correlation < 1, f"correlation={self.correlation} must lie in [0, 1)")
         require(
             self.correlation == 0 or self.probability == "constant",
@@ -130,7 +131,10 @@ class SAESpec(Keyed):
             f"l0={self.l0} must lie between 1 and n_latents={self.n_latents}: "
             "an SAE cannot activate more latents than it has",
         )
-        require(self.group_size >= 0, f"group_size={self.group_size} must not be negative (0: the architecture's own)")
+        require(
+            self.group_size >= 0,
+            f"group_size={self.group_size} must not be negative (0: the architecture's own)",
+        )
         require(
             self.group_size == 0 or self.architecture in ("topk", "batch_topk"),
             f"group_size={self.group_size} applies to topk and batch_topk only, not to {self.architecture!r}",
@@ -180,8 +184,8 @@ class ConstraintSpec(Keyed):
     """What may move during training; a baseline is a constraint on the same SAE (paper, Sec. 4.1).
 
     ``tau``: least cosine to its start that a soft-frozen decoder row keeps. ``init``: rows uniform on the sphere
-    (``iso``) or normalised Gaussian with the data's covariance (``cov``). ``tied``: the encoder starts as the decoder.
-    ``oracle``: the true dictionary as a frozen decoder.
+    (``iso``), normalised Gaussian with the data's covariance (``cov``), or the true features (``truth``). ``tied``: the
+    encoder starts parallel to the decoder. ``oracle``: the true dictionary as a frozen decoder.
     """
 
     name: str = "free"
@@ -223,8 +227,15 @@ class TrainingSpec(Keyed):
         require(self.steps >= 0, f"steps={self.steps} must not be negative")
         require(self.batch_size >= 1, f"batch_size={self.batch_size} must be at least 1")
         require(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be positive")
-        require(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, f"betas=({self.beta1}, {self.beta2}) must lie in [0, 1)")
+        require(
+            0 <= self.beta1 < 1 and 0 <= self.beta2 < 1,
+            f"betas=({self.beta1}, {self.beta2}) must lie in [0, 1)",
+        )
         require(0 <= self.decay <= 1, f"decay={self.decay} must lie in [0, 1]")
+        require(
+            0 <= self.seed < 128,
+            f"seed={self.seed} must lie between 0 and 127, which have streams of their own",
+        )
 
     def rate_at(self, step: int) -> float:
         """Learning rate of the step with this index (the first is 0)."""
@@ -246,9 +257,11 @@ class RunSpec(Keyed):
             self.sae.d_model == self.source.d_model,
             f"sae.d_model={self.sae.d_model} differs from source.d_model={self.source.d_model}; set them equal",
         )
+        needs_truth = self.constraint.name == "oracle" or self.constraint.init == "truth"
         require(
-            self.constraint.name != "oracle" or self.sae.n_latents == self.source.n_features,
-            f"the oracle needs n_latents={self.sae.n_latents} equal to n_features={self.source.n_features}",
+            not needs_truth or self.sae.n_latents == self.source.n_features,
+            f"the oracle and init='truth' need n_latents={self.sae.n_latents} equal to "
+            f"n_features={self.source.n_features}",
         )
 
     def settings(self) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,49 @@ from saecore.training import Trainer, start, train_many
 
 log = logging.getLogger(__name__)
 
-MARKS = (500, 1000, 2000, 3000, 4000, 5000, 6000, 8000, 10_000, 12_000, 15_000, 20_000, 25_000, 30_000, 40_000, 60_000)
+MARKS = (
+    500,
+    1000,
+    2000,
+    3000,
+    4000,
+    5000,
+    6000,
+    8000,
+    10_000,
+    12_000,
+    15_000,
+    20_000,
+    25_000,
+    30_000,
+    40_000,
+    60_000,
+)
 """Steps at which a learning curve is read, where a run has them."""
 SAVE_SECONDS = 300
+SILENT_STEPS = 100
+"""``silent_share`` counts the latents that fired for no training sample of so many steps."""
 SHORT = {"architecture": "sae", "probability": "source", "constraint": "constraint", "seed": "training"}
 
 
-def load(path: Path) -> tuple[str, list[RunSpec]]:
-    """Experiment name and runs of a sweep file.
+def find(name: str) -> Path:
+    """The sweep file of this name in the book, or the file itself. Raises SpecError where there is none."""
+    path = Path(name) if name.endswith((".yml", ".yaml")) else paths.book() / "sweeps" / f"{name}.yml"
+    known = ", ".join(sorted(p.stem for p in (paths.book() / "sweeps").glob("*.yml")))
+    require(path.is_file(), f"no sweep {name!r}; give a .yml file or one of: {known}")
+    return path
+
+
+def part(groups: Sequence[list[RunSpec]], share: str) -> list[list[RunSpec]]:
+    """The i-th of n shares of the groups, written ``i/n``. Raises SpecError."""
+    index, _, count = share.partition("/")
+    ok = index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)
+    require(ok, f"part {share!r} is not of the form I/N with 1 <= I <= N, such as 1/2")
+    return list(groups)[int(index) - 1 :: int(count)]
+
+
+def load(path: Path) -> tuple[str, list[list[RunSpec]]]:
+    """Experiment name and runs of a sweep file, in groups that train on one stream of samples.
 
     ``defaults`` are fields of every run; each entry of ``blocks`` is a product over its lists and may hold single
     values. Fields are named ``part.field`` (``training.learning_rate``), with ``architecture``, ``probability``,
@@ -38,14 +73,19 @@ def load(path: Path) -> tuple[str, list[RunSpec]]:
     data = yaml.safe_load(path.read_text())
     unknown = sorted(set(data) - {"experiment", "defaults", "blocks"})
     require(not unknown, f"{path.name}: unknown entry {unknown}; a sweep has experiment, defaults and blocks")
-    runs: dict[str, RunSpec] = {}
+    seen: set[str] = set()
+    groups: list[list[RunSpec]] = []
     for block in data["blocks"]:
+        runs = []
         fields = {**data.get("defaults", {}), **block}
         values = [v if isinstance(v, list) else [v] for v in fields.values()]
         for combination in itertools.product(*values):
             run = make(dict(zip(fields, combination, strict=True)))
-            runs.setdefault(run.key(), run)
-    return data["experiment"], list(runs.values())
+            if run.key() not in seen:
+                seen.add(run.key())
+                runs.append(run)
+        groups += shared_streams(runs)
+    return data["experiment"], groups
 
 
 def make(fields: dict[str, Any]) -> RunSpec:
@@ -58,7 +98,9 @@ def make(fields: dict[str, Any]) -> RunSpec:
         elif name in SHORT:
             part, item = SHORT[name], name
         if part not in parts or not item:
-            raise SpecError(f"field {name!r} is unknown; write part.field with part in {sorted(parts)}, or {sorted(SHORT)}")
+            raise SpecError(
+                f"field {name!r} is unknown; write part.field with part in {sorted(parts)}, or {sorted(SHORT)}"
+            )
         parts[part][item] = tuple(value) if isinstance(value, list) else value
         if name == "seed":
             parts["source"]["seed"] = value
@@ -71,32 +113,33 @@ def make(fields: dict[str, Any]) -> RunSpec:
     parts["sae"].setdefault("d_model", source.d_model)
     parts["sae"].setdefault("n_latents", source.n_features)
     return RunSpec(
-        SAESpec(**parts["sae"]), source, ConstraintSpec(**parts["constraint"]), TrainingSpec(**parts["training"])
+        SAESpec(**parts["sae"]),
+        source,
+        ConstraintSpec(**parts["constraint"]),
+        TrainingSpec(**parts["training"]),
     )
 
 
-def shared_streams(runs: Iterable[RunSpec]) -> Iterator[list[RunSpec]]:
+def shared_streams(runs: Iterable[RunSpec]) -> list[list[RunSpec]]:
     """Groups of runs that see the same samples and the same number of them, in the order of their first run."""
     groups: dict[tuple, list[RunSpec]] = {}
     for run in runs:
         key = (run.source, run.training.batch_size, run.training.seed, run.training.steps)
         groups.setdefault(key, []).append(run)
-    yield from groups.values()
+    return list(groups.values())
 
 
-def run_all(experiment: str, runs: Sequence[RunSpec], device: str = "cpu", at_once: int = 8) -> None:
+def run_all(experiment: str, groups: Sequence[Sequence[RunSpec]], device: str = "cpu", at_once: int = 8) -> None:
     """Bring every run to its end and record it under ``experiment``; what is recorded is not run again.
 
-    Runs that share a stream train together, ``at_once`` at a time. Interrupted, it continues from the last checkpoint
-    in the cache.
+    A group shares its stream of samples and trains together, ``at_once`` runs at a time. Interrupted, it continues
+    from the last checkpoint in the cache.
     """
-    done = ledger.finished(experiment)
-    todo = [r for r in runs if r.key() not in done]
-    log.info("%s: %d runs, %d already recorded", experiment, len(runs), len(runs) - len(todo))
-    for group in shared_streams(todo):
-        source = Superposition(group[0].source, device)
-        for first in range(0, len(group), at_once):
-            _run_group(experiment, group[first : first + at_once], source)
+    for group in groups:
+        done = ledger.finished(experiment)
+        todo = [run for run in group if run.key() not in done]
+        for first in range(0, len(todo), at_once):
+            _run_group(experiment, todo[first : first + at_once], Superposition(todo[0].source, device))
 
 
 def _run_group(experiment: str, group: list[RunSpec], source: Superposition) -> None:
@@ -105,28 +148,31 @@ def _run_group(experiment: str, group: list[RunSpec], source: Superposition) -> 
         if trainer.resume(_state_path(trainer.run)):
             log.info("%s resumes at step %d", trainer.run.key(), trainer.steps_done)
     steps, saved = group[0].training.steps, time.monotonic()
-    stops = sorted({m for m in MARKS if m < steps} | set(range(500, steps, 500)) | {steps})
-    for stop in stops:
-        before = [t.steps_done for t in trainers]
+    for stop in sorted({m for m in MARKS if m < steps} | set(range(500, steps, 500)) | {steps}):
+        behind = [t for t in trainers if t.steps_done < stop]
         train_many(trainers, source, stop)
-        for trainer, old in zip(trainers, before, strict=True):
-            if old < stop < steps and stop in MARKS:
-                rows = glimpse(trainer.sae, source)
-                ledger.record(experiment, [_row(experiment, trainer, source, stop, n, v) for n, v in rows.items()])
+        for trainer in behind:
+            if trainer.steps_done == stop < steps and stop in MARKS:
+                _record(experiment, trainer, source, stop, glimpse(trainer.sae, source))
         if time.monotonic() - saved > SAVE_SECONDS:
             for trainer in trainers:
                 trainer.save(_state_path(trainer.run))
             saved = time.monotonic()
             log.info("%s: %s at step %d of %d", experiment, [t.run.sae.architecture for t in trainers], stop, steps)
     for trainer in trainers:
-        fresh = start(trainer.run, source).sae.W_dec.detach()
-        values = evaluate(trainer.sae, source, start=fresh)
+        values = evaluate(trainer.sae, source, start=start(trainer.run, source).sae.W_dec.detach())
         checkpoint.save(sae_path(trainer.run), trainer.sae, trainer.run)
-        ledger.record(experiment, [_row(experiment, trainer, source, steps, n, v) for n, v in values.items()])
+        _record(experiment, trainer, source, steps, values)
         _state_path(trainer.run).unlink(missing_ok=True)
-        log.info("%s %s %s EV %.3f recovered %.0f (%.0f s)", trainer.run.key(), trainer.run.sae.architecture,
-                 trainer.run.constraint.name, values["explained_variance"], values["features_recovered"],
-                 trainer.seconds)  # fmt: skip
+        run, found = trainer.run, (values["explained_variance"], values["features_recovered"])
+        log.info("%s %s %s %s EV %.3f recovered %d", run.key(), run.sae.architecture, run.constraint.name,
+                 run.settings(), *found)  # fmt: skip
+
+
+def _record(experiment: str, trainer: Trainer, source: Superposition, step: int, values: dict[str, float]) -> None:
+    silent = (trainer.silent >= SILENT_STEPS).float().mean()
+    values = values | {"silent_share": float(silent)}
+    ledger.record(experiment, [_row(experiment, trainer, source, step, n, v) for n, v in values.items()])
 
 
 def sae_path(run: RunSpec) -> Path:

@@ -44,7 +44,7 @@ def test_a_wrong_loss_hides_the_speed_and_takes_no_part_in_the_ratios():
 def test_no_ratio_for_ours_when_our_own_loss_is_wrong():
     text = show(PLAIN, PEER, replace(OURS, loss=1.02), LIMIT)
     assert "60.00" not in text
-    assert text.splitlines()[-1] == "saecore batch_topk: no ratio, its loss fails the check"
+    assert text.splitlines()[-1] == "saecore batch_topk: no ratio, its loss did not pass the check"
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_device_is_a_plain_slug():
 def test_a_problem_is_one_start_one_stream_and_the_scale_that_no_clip_touches():
     torch = pytest.importorskip("torch")
     problem = importlib.import_module("problem")
-    shape = problem.Shape(d_model=16, n_latents=64, k=4, batch_size=256, learning_rate=1e-3, steps=5)
+    shape = problem.Shape(d_model=16, n_features=64, n_latents=64, k=4, batch_size=256, learning_rate=1e-3, steps=5)
     made = [problem.make(shape, 5, torch.Generator().manual_seed(1)) for _ in range(2)]
     assert torch.equal(made[0].stream, made[1].stream)
     assert made[0].stream.shape == (5, 256, 16)
@@ -155,7 +155,7 @@ def test_a_problem_is_one_start_one_stream_and_the_scale_that_no_clip_touches():
 def test_ours_trains_like_the_plain_loop(architecture):
     torch = pytest.importorskip("torch")
     problem, engines = importlib.import_module("problem"), importlib.import_module("engines")
-    shape = problem.Shape(d_model=24, n_latents=96, k=4, batch_size=128, learning_rate=1e-3, steps=30)
+    shape = problem.Shape(d_model=24, n_features=96, n_latents=96, k=4, batch_size=128, learning_rate=1e-3, steps=30)
     data = problem.make(shape, 30, torch.Generator().manual_seed(2))
     losses = []
     for build in (engines.plain, engines.saecore):
@@ -164,8 +164,6 @@ def test_ours_trains_like_the_plain_loop(architecture):
             engine.step(data.batch(step))
         with torch.no_grad():
             losses.append(
-                float(
-                    torch.stack([(engine.reconstruct(x) - x).square().mean() for x in data.held_out]).mean()
-                )
+                float(torch.stack([(engine.reconstruct(x) - x).square().mean() for x in data.held_out]).mean())
             )
     assert scoreboard.agrees(losses[1], losses[0])

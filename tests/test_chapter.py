@@ -81,9 +81,7 @@ def shown(monkeypatch):
     import IPython.display
 
     calls = []
-    monkeypatch.setattr(
-        IPython.display, "display", lambda data, raw, metadata: calls.append((data, metadata))
-    )
+    monkeypatch.setattr(IPython.display, "display", lambda data, raw, metadata: calls.append((data, metadata)))
     return calls
 
 
@@ -224,9 +222,7 @@ def test_expect_and_check_from_the_command_line(home, capsys):
 def test_update_keeps_reasons_and_drops_stale_names(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(
-        json.dumps(
-            {"x": {"value": 1.0, "atol": 0.1, "why": "noise"}, "old": {"value": 1}, "t": {"exempt": "time"}}
-        )
+        json.dumps({"x": {"value": 1.0, "atol": 0.1, "why": "noise"}, "old": {"value": 1}, "t": {"exempt": "time"}})
     )
     assert expected.update(path, {"x": 2.0, "t": 9.0, "new": "yes"}) == (["new"], ["old"])
     assert expected.update(path, {"x": 2.0, "t": 9.0, "new": "yes"}, replace=True) == (["x"], [])

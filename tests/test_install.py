@@ -42,9 +42,7 @@ def linux_without_gpu(monkeypatch):
 
 
 def test_cuda_packages_are_told_from_others():
-    report = _report(
-        "torch", "nvidia-cublas-cu12", "cuda-bindings", "sympy", "nvidia_nccl", "cudatoolkit-not"
-    )
+    report = _report("torch", "nvidia-cublas-cu12", "cuda-bindings", "sympy", "nvidia_nccl", "cudatoolkit-not")
     assert install.cuda_packages(report) == ["cuda-bindings", "nvidia-cublas-cu12", "nvidia_nccl"]
     assert install.cuda_packages(_report("torch", "sympy", "networkx")) == []
 

@@ -83,9 +83,7 @@ def _package(folder: Path, **sources: str) -> Path:
 
 
 def test_an_import_from_below_is_named_with_its_line(tmp_path):
-    package = _package(
-        tmp_path, spec="import os\nfrom thing.cli import main\n", cli="from thing import spec\n"
-    )
+    package = _package(tmp_path, spec="import os\nfrom thing.cli import main\n", cli="from thing import spec\n")
     (wrong,) = wrong_imports(package, ("spec", "cli"))
     assert wrong == "thing/spec.py:2: thing.spec imports thing.cli, which comes after it"
 

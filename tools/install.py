@@ -67,9 +67,7 @@ class Environment:
             )
         made = subprocess.run([sys.executable, "-m", "venv", "--clear", str(self.folder)])
         if made.returncode:
-            raise InstallError(
-                f"{sys.executable} -m venv failed; on Debian and Ubuntu, apt install python3-venv helps"
-            )
+            raise InstallError(f"{sys.executable} -m venv failed; on Debian and Ubuntu, apt install python3-venv helps")
 
     def _pip(self, *arguments: str, quiet: bool = False) -> bool:
         command = [str(self.python), "-m", "pip", "--disable-pip-version-check", *arguments]
@@ -127,9 +125,7 @@ def install(arguments: argparse.Namespace) -> None:
         setuptools = f"setuptools=={pinned('setuptools', constraints)}"
         limits = () if arguments.requirements else ("--constraint", str(CONSTRAINTS))
         environment.pip("install", "--quiet", setuptools)
-        environment.pip(
-            "install", "--quiet", "--no-build-isolation", *limits, "--editable", arguments.editable
-        )
+        environment.pip("install", "--quiet", "--no-build-isolation", *limits, "--editable", arguments.editable)
     for name in arguments.without:
         environment.pip("uninstall", "--quiet", "--yes", name)
     if not arguments.requirements:
@@ -137,9 +133,7 @@ def install(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--editable", help="a project to install in place, such as .[book,dev]")
     parser.add_argument("--requirements", type=Path, help="packages under their own pins")

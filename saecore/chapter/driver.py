@@ -64,9 +64,7 @@ def parameters(notebook: Any) -> dict[str, Any]:
             target = statement.target if isinstance(statement, ast.AnnAssign) else target
             value = getattr(statement, "value", None)
             if not isinstance(target, ast.Name) or value is None:
-                raise ParameterError(
-                    f"the parameters cell holds {ast.unparse(statement)!r}; write name = literal"
-                )
+                raise ParameterError(f"the parameters cell holds {ast.unparse(statement)!r}; write name = literal")
             try:
                 found[target.id] = ast.literal_eval(value)
             except ValueError:
@@ -121,11 +119,7 @@ def _joined(outputs: list[Any]) -> list[Any]:
     joined: list[Any] = []
     for output in outputs:
         last = joined[-1] if joined else None
-        if (
-            last is not None
-            and output.output_type == last.output_type == "stream"
-            and output.name == last.name
-        ):
+        if last is not None and output.output_type == last.output_type == "stream" and output.name == last.name:
             last.text += output.text
         else:
             joined.append(output)

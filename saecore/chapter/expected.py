@@ -57,8 +57,7 @@ class Expected:
             )
         if self.tolerance > WIDEST * abs(self.value) and not self.why:
             return (
-                f"has a tolerance of {self.tolerance:g}, more than {WIDEST:.0%} of {self.value:g}; "
-                "narrow it or say why"
+                f"has a tolerance of {self.tolerance:g}, more than {WIDEST:.0%} of {self.value:g}; narrow it or say why"
             )
         return ""
 
@@ -85,9 +84,7 @@ def glued(notebook: Any) -> dict[str, Any]:
             if record is None:
                 continue
             if "value" not in record:
-                raise ExpectedError(
-                    f"{record.get('name')!r} was not glued by saecore.chapter.glue: it holds no value"
-                )
+                raise ExpectedError(f"{record.get('name')!r} was not glued by saecore.chapter.glue: it holds no value")
             if record["name"] in found:
                 raise ExpectedError(f"{record['name']!r} is glued twice")
             found[record["name"]] = record["value"]
@@ -116,17 +113,13 @@ def compare(found: Mapping[str, Any], wanted: Mapping[str, Expected], where: str
     problems = []
     for name, value in found.items():
         if name not in wanted:
-            problems.append(
-                f"{name} = {value!r} is glued but not in {where}; `saecore chapters expect` adds it"
-            )
+            problems.append(f"{name} = {value!r} is glued but not in {where}; `saecore chapters expect` adds it")
         elif not wanted[name].accepts(value):
             entry = wanted[name]
             problems.append(f"{name} = {value!r}, but {where} has {entry.value!r} within {entry.tolerance:g}")
     for name, entry in wanted.items():
         if name not in found:
-            problems.append(
-                f"{name} is in {where} but nothing glues it; `saecore chapters expect` removes it"
-            )
+            problems.append(f"{name} is in {where} but nothing glues it; `saecore chapters expect` removes it")
         if entry.problem():
             problems.append(f"{name} in {where} {entry.problem()}")
     return problems

@@ -108,9 +108,7 @@ def glue_all(values: Mapping[str, Any], format: str = "") -> None:
 def _plain(name: str, value: Any) -> bool | int | float | str:
     item = value.item() if hasattr(value, "item") else value
     if not isinstance(item, bool | int | float | str):
-        raise TypeError(
-            f"glue({name!r}, ...): {type(value).__name__} is not a number or a text; glue its parts"
-        )
+        raise TypeError(f"glue({name!r}, ...): {type(value).__name__} is not a number or a text; glue its parts")
     if isinstance(item, float) and not math.isfinite(item):
         raise ValueError(f"glue({name!r}, {item}): not a finite number; say in words what happened instead")
     return item

@@ -48,9 +48,7 @@ NOT_PROSE = (
     r"\b(?:Sections?|Secs?\.|Appendi(?:x|ces)|Apps?\.|Figures?|Figs?\.|Tables?|Equations?|Eqs?\.|Chapters?|Python|"
     r"version)\s+[A-Z]?\.?\d+(?:\.\d+)*(?:(?:,|\s+and|,\s+and|\s+to|–)\s*[A-Z]?\.?\d+(?:\.\d+)*)*",
 )
-FENCE = re.compile(
-    r"^(`{3,}|~{3,}|:{3,})[ \t]*(\{[\w:.-]+\})?[^\n]*\n(.*?)^\1[ \t]*$", re.MULTILINE | re.DOTALL
-)
+FENCE = re.compile(r"^(`{3,}|~{3,}|:{3,})[ \t]*(\{[\w:.-]+\})?[^\n]*\n(.*?)^\1[ \t]*$", re.MULTILINE | re.DOTALL)
 PROSE_DIRECTIVES = set(
     "admonition note tip hint important warning caution seealso dropdown margin sidebar epigraph figure "
     "glue:figure table list-table card div".split()
@@ -94,9 +92,7 @@ def thin(notebook: Any) -> list[str]:
     for place, cell in code_cells(notebook):
         lines = len(cell.source.strip().splitlines())
         if lines > MAX_LINES:
-            problems.append(
-                f"cell {place} has {lines} lines; at most {MAX_LINES}, the rest belongs in the package"
-            )
+            problems.append(f"cell {place} has {lines} lines; at most {MAX_LINES}, the rest belongs in the package")
         try:
             nodes = list(ast.walk(ast.parse(source(cell))))
         except SyntaxError as error:

@@ -30,20 +30,23 @@ def _keep_freed_memory() -> None:
 _keep_freed_memory()
 
 
-def kernel(function):  # noqa: ANN001, ANN201
+def kernel(function):
     """Compile twice: with threads over the outermost ``prange``, and without for when torch has one thread.
 
     numba's waiting threads spin, which costs ten times the work where two processes share two cores. Reductions may be
     reordered by the vectoriser, but every sum has one owner thread and a fixed order, so equal inputs give equal bits
-    on one machine.
+    on one machine. One thread and several are compiled apart and agree up to rounding.
     """
     threaded = numba.njit(parallel=True, fastmath=FASTMATH, cache=True, nogil=True)(function)
     twin = types.FunctionType(function.__code__, function.__globals__, f"{function.__name__}_serial")
-    twin.__qualname__, twin.__module__ = f"{function.__qualname__}_serial", function.__module__  # its own cache file
+    twin.__qualname__, twin.__module__ = (
+        f"{function.__qualname__}_serial",
+        function.__module__,
+    )  # its own cache file
     serial = numba.njit(fastmath=FASTMATH, cache=True, nogil=True)(twin)
 
     @functools.wraps(function)
-    def call(*args):  # noqa: ANN002, ANN202
+    def call(*args):
         wanted = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
         if wanted == 1:
             return serial(*args)
@@ -53,6 +56,6 @@ def kernel(function):  # noqa: ANN001, ANN201
     return call
 
 
-def helper(function):  # noqa: ANN001, ANN201
+def helper(function):
     """A function inlined into kernels."""
     return numba.njit(fastmath=FASTMATH, cache=True, nogil=True)(function)

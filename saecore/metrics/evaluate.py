@@ -83,9 +83,7 @@ def samples(source: Superposition, rows: int, batch: int) -> Iterator[SyntheticB
         yield source.batch(min(batch, rows - first), step, EVALUATION)
 
 
-def rebuild(
-    sae: SAE, x: Float[Tensor, "batch d_model"]
-) -> tuple[Float[Tensor, "batch d_model"], SparseCodes]:
+def rebuild(sae: SAE, x: Float[Tensor, "batch d_model"]) -> tuple[Float[Tensor, "batch d_model"], SparseCodes]:
     """Reconstruction and codes, by the compiled path where there is one."""
     if not kernels.fast_path(x):
         dense = sae.encode(x)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy import special
+from scipy import optimize, special
 from torch import Tensor
 
 from saecore.metrics.recovery import CHUNK, unit
@@ -64,3 +66,24 @@ def cap_probability(d_model: int, tau: float) -> float:
     series = np.log(special.hyp2f1(a + 0.5, 1, a + 1, x))
     log = a * np.log(x) + np.log(tau) - np.log(a) - special.betaln(a, 0.5) + series
     return float((log - np.log(2)) / np.log(10))
+
+
+def typical_best(d_model: int, n_directions: int) -> float:
+    """Median of the largest cosine of one random direction to ``n_directions`` others.
+
+    The cosine c at which (1 - P(cosine >= c))^n = 1/2, with P of :func:`cap_probability`.
+    """
+    if n_directions < 1:
+        raise ValueError(f"n_directions={n_directions} must be at least 1")
+    log_share = np.log10(-np.expm1(-np.log(2) / n_directions))
+    root: Any = optimize.brentq(lambda c: cap_probability(d_model, c) - log_share, 0.0, 1 - 1e-9)
+    return float(root)
+
+
+def reach(cosine: float, tau: float) -> float:
+    """The largest cosine to a target that a direction can have which stays within cosine ``tau`` of a start,
+    where the start itself has ``cosine`` to the target: cos(arccos(cosine) - arccos(tau)), or 1 inside the cone.
+    """
+    if not (0 <= tau <= 1 and -1 <= cosine <= 1):
+        raise ValueError(f"cosine={cosine}, tau={tau}: need -1 <= cosine <= 1 and 0 <= tau <= 1")
+    return 1.0 if cosine >= tau else float(np.cos(np.arccos(cosine) - np.arccos(tau)))

@@ -100,9 +100,7 @@ def by_frequency(
     for i in range(bins):
         inside = found[place == i]
         share, mean = ((inside > threshold).mean(), inside.mean()) if len(inside) else (np.nan, np.nan)
-        rows.append(
-            FrequencyBin(float(edges[i]), float(edges[i + 1]), len(inside), float(share), float(mean))
-        )
+        rows.append(FrequencyBin(float(edges[i]), float(edges[i + 1]), len(inside), float(share), float(mean)))
     return rows
 
 
@@ -138,9 +136,7 @@ class CodeScores:
         """Add rows: the features that truly fire (CSR) and the codes that the SAE gave them."""
         starts, true = indptr.cpu().numpy(), indices.cpu().numpy()
         if len(starts) != len(codes.indptr):
-            raise ValueError(
-                f"{len(starts) - 1} true rows, {len(codes.indptr) - 1} rows of codes; pass the same rows"
-            )
+            raise ValueError(f"{len(starts) - 1} true rows, {len(codes.indptr) - 1} rows of codes; pass the same rows")
         n = len(self.fired)
         feature = self._feature[codes.indices]
         rows = np.repeat(np.arange(len(starts) - 1), np.diff(codes.indptr))
@@ -166,9 +162,7 @@ class CodeScores:
     def macro_f1(self) -> float:
         """Mean of 2 hits / (told + fired) over the features that fired on these rows."""
         seen = self.fired > 0
-        return (
-            float((2 * self.hits[seen] / (self.told[seen] + self.fired[seen])).mean()) if seen.any() else 0.0
-        )
+        return float((2 * self.hits[seen] / (self.told[seen] + self.fired[seen])).mean()) if seen.any() else 0.0
 
 
 def unit(rows: Float[Tensor, "n d_model"], name: str) -> Float[Tensor, "n d_model"]:

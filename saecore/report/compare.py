@@ -1,21 +1,21 @@
 """Ours beside the paper's: means over seeds, their intervals, verdicts, and what a choice changes.
 
-The rule, written before the runs were read. With the interval over our seeds, and the paper's number known to half a
-unit of its last digit:
+The rule, written before the runs were read. With the interval over our seeds, and the paper's number known to
+half a unit of its last digit:
 
     undecided   fewer than two seeds
     differs     the paper's number lies outside our interval, widened on both sides by the paper's rounding
                 or by a stated tolerance, whichever is larger
-    undecided   it lies inside, but the interval reaches further than ``margin`` from its mean: it holds anything
+    undecided   it lies inside, but the interval reaches further than ``margin`` from its mean
     agrees      it lies inside, and the interval is narrow enough to mean something
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -56,9 +56,9 @@ class Interval:
 
 
 def interval(values: Iterable[float], level: float = LEVEL) -> Interval:
-    """Mean and two-sided t-interval of one value per seed. Shares are taken as they come, so an interval may pass 0 or 1.
+    """Mean and two-sided t-interval of one value per seed.
 
-    Raises CompareError without values and on NaN.
+    Shares are taken as they come, so an interval may pass 0 or 1. Raises CompareError on NaN or without values.
     """
     data = np.asarray(list(values), dtype=float)
     if not len(data):
@@ -122,7 +122,7 @@ class Request:
 
 
 def compare_table(frame: pd.DataFrame, requests: Iterable[Request], level: float = LEVEL) -> pd.DataFrame:
-    """One row per request, tidy: what, its tags, mean, low, high, n, paper, difference, slack, margin, verdict."""
+    """A row per request: what, tags, mean, low, high, n, paper, difference, slack, margin, verdict, where."""
     rows = []
     for request in requests:
         found = request.answer(frame, level)
@@ -140,9 +140,9 @@ def synthetic_requests(
     tolerance: float = 0.0,
     margin: float = MARGIN,
 ) -> list[Request]:
-    """Every cell of the paper's Figures 2, 3 and 9: both sources, each architecture in ``frame``, both metrics.
+    """Every cell of the paper's Figures 2, 3 and 9: each source, architecture in ``frame`` and metric.
 
-    ``frame`` holds the headline runs at their last step, one row per seed. Where the paper prints no number for a cell
+    ``frame`` holds the headline runs at their last step, one row per seed. Where the paper prints no number
     the request has none, and its verdict is "not stated".
     """
     requests = []
@@ -164,10 +164,9 @@ def summary(frame: pd.DataFrame, by: Sequence[str], metric: str, level: float = 
     """
     chosen = ledger.select(frame, metric=metric)
     rows = []
-    for group, part in chosen.groupby(list(by), sort=False, dropna=False):
-        what = ", ".join(f"{name}={value}" for name, value in zip(by, group, strict=True))
-        found = interval(_by_seed(part, what), level)
-        rows.append({**dict(zip(by, group, strict=True)), "metric": metric, **_numbers(found)})
+    for where, part in _groups(chosen, by):
+        what = ", ".join(f"{name}={value}" for name, value in where.items())
+        rows.append({**where, "metric": metric, **_numbers(interval(_by_seed(part, what), level))})
     table = pd.DataFrame(rows)
     keys = {name: _rank(table[name]) for name in by}
     return table.sort_values(list(by), key=lambda column: keys[str(column.name)]).reset_index(drop=True)
@@ -183,17 +182,16 @@ def effects(
     """How far each choice moves the headline: the difference, seed by seed, and its t-interval.
 
     ``baseline`` says what the headline is, such as ``{"settings": "", "l0": 20, "init": "iso"}``; every other
-    combination of these columns is a choice, named by what it changes. Seeds share world, start and data order with
-    the headline's, so differences are paired; ``n`` counts the seeds that both have. ``verdict``: "moves it" where the
-    interval leaves out zero. Raises LedgerError where a group has no headline.
+    combination of these columns is a choice, named by what it changes. A seed is the seed of world, start and
+    data order in both, so differences are paired; ``n`` counts the seeds that both have. The verdict is
+    "moves it" where the interval leaves out zero. Raises LedgerError where a group has no headline.
     """
     chosen = ledger.select(frame, metric=metric)
-    factors, rows = list(baseline), []
-    for group, part in chosen.groupby(list(by), sort=False):
-        where = dict(zip(by, group, strict=True))
+    rows = []
+    for where, part in _groups(chosen, by):
         headline = _by_seed(ledger.select(part, **baseline), f"headline of {where}")
-        for values, other in part.groupby(factors, sort=False, dropna=False):
-            changed = {n: v for n, v in zip(factors, values, strict=True) if v != baseline[n]}
+        for values, other in _groups(part, list(baseline)):
+            changed = {name: value for name, value in values.items() if value != baseline[name]}
             if not changed:
                 continue
             ours = _by_seed(other, f"{changed} of {where}")
@@ -224,7 +222,7 @@ def effects(
 
 
 def show(table: pd.DataFrame, digits: int = 3, percent: bool | None = None) -> pd.DataFrame:
-    """A table of this module as the book prints it: strings such as "0.712 ± 0.004 (n=3)", columns in plain words.
+    """A table of this module as the book prints it, in strings such as "0.712 ± 0.004 (n=3)".
 
     Takes what :func:`compare_table`, :func:`summary` and :func:`effects` return. ``percent`` prints shares as
     percentages; left out, it follows each row's ``metric``.
@@ -276,7 +274,7 @@ def _n(n: int) -> str:
 
 
 def _plus_minus(mean: float, half: float, digits: int, percent: bool = False, sign: bool = False) -> str:
-    factor, unit = (100.0, " %") if percent else (1.0, "")
+    factor, unit = (100.0, " points" if sign else " %") if percent else (1.0, "")
     places = max(digits - 2, 0) if percent else digits
     for number in (abs(mean), half):
         small = number * factor
@@ -299,18 +297,25 @@ def _stated(setting: str, architecture: str, metric: str) -> PaperNumber | None:
         return None
 
 
+def _groups(frame: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """Each group's values by column, and its rows."""
+    for values, part in frame.groupby(list(by), sort=False, dropna=False):
+        yield dict(zip(by, cast(tuple, values), strict=True)), part
+
+
 def _by_seed(rows: pd.DataFrame, what: str) -> pd.Series:
-    twice = rows["seed"][rows["seed"].duplicated()].unique().tolist()
+    seeds = rows["seed"].tolist()
+    twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
     if twice:
         varied = [c for c in ledger.COLUMNS if c in rows and c not in ("value", "seconds", "key", "seed", "commit")]
-        varied = [c for c in varied if rows[c].nunique(dropna=False) > 1] or ["key"]
+        varied = [c for c in varied if len(set(rows[c])) > 1] or ["key"]
         raise CompareError(
             f"{what} holds seed {twice[0]} more than once: its rows differ in {', '.join(varied)}; select one of each"
         )
-    return rows.set_index("seed")["value"]
+    return pd.Series(rows["value"].tolist(), index=pd.Index(seeds))
 
 
-def _rank(column: pd.Series) -> pd.Series:
+def _rank(column: Any) -> Any:
     if pd.api.types.is_numeric_dtype(column):
         return column
     order = {value: place for place, value in enumerate(names.ordered(column))}

@@ -71,8 +71,8 @@ def path(experiment: str) -> Path:
 def record(experiment: str, rows: Iterable[Row], nonfinite: Collection[str] = ()) -> Path:
     """Merge ``rows`` into the experiment's file: rows of equal identity are replaced, all others kept.
 
-    The file is whole at every moment, and two processes that record at once lose nothing. NaN and infinity are
-    refused, except for the metrics named in ``nonfinite``. Raises LedgerError before anything is written.
+    The file is whole at every moment, and two processes that record at once lose nothing. NaN and infinity
+    are refused, except for the metrics named in ``nonfinite``. Raises LedgerError before anything is written.
     """
     target = path(experiment)
     new: dict[tuple, dict[str, str]] = {}
@@ -102,7 +102,7 @@ def read(experiment: str) -> pd.DataFrame:
     rows = list(_lines(source))
     frame = pd.DataFrame(rows, columns=pd.Index(COLUMNS))
     for name, kind in NUMBERS.items():
-        frame[name] = pd.to_numeric(frame[name]).astype("int64" if kind is int else "float64")
+        frame[name] = [kind(text or "nan") for text in frame[name]]
     return frame
 
 
@@ -115,7 +115,7 @@ def select(frame: pd.DataFrame, **equals: Any) -> pd.DataFrame:
         if name not in frame.columns:
             raise LedgerError(f"no column {name!r}; the columns are {', '.join(frame.columns)}")
         members = list(wanted) if isinstance(wanted, list | tuple | set | frozenset) else [wanted]
-        found = frame[frame[name].isin(members)]
+        found = frame.loc[frame[name].isin(members)]
         if found.empty:
             there = ", ".join(repr(v) for v in sorted(frame[name].unique().tolist(), key=str)) or "no rows at all"
             before = ", ".join(f"{k}={v!r}" for k, v in equals.items() if k != name)
@@ -127,7 +127,7 @@ def select(frame: pd.DataFrame, **equals: Any) -> pd.DataFrame:
 def last(frame: pd.DataFrame) -> pd.DataFrame:
     """Of each run and metric, the row of the last step."""
     run = frame.groupby(["key", "constraint", "seed", "metric"], sort=False)["step"]
-    return frame[frame["step"] == run.transform("max")]
+    return frame.loc[frame["step"] == run.transform("max")]
 
 
 def finished(experiment: str, metric: str = FINAL) -> set[str]:
@@ -143,13 +143,13 @@ def fractions(frame: pd.DataFrame) -> pd.DataFrame:
     """
     counts = expand(select(frame, metric="features_recovered"), "source.n_features")
     shares = counts["value"] / counts["source.n_features"]
-    return counts.assign(metric="fraction_recovered", value=shares)[list(frame.columns)]
+    return counts.assign(metric="fraction_recovered", value=shares).drop(columns="source.n_features")
 
 
 def binned(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Rows of ``<metric>_<i>``, such as ``recovered_bin_3``, with i as the column ``bin``."""
     numbers = frame["metric"].str.extract(rf"^{re.escape(metric)}_(\d+)$")[0]
-    found = frame[numbers.notna()]
+    found = frame.loc[numbers.notna()]
     if found.empty:
         there = ", ".join(sorted(frame["metric"].unique())) or "no rows at all"
         raise LedgerError(f"no metric {metric}_<i> is recorded; there is: {there}")
@@ -157,7 +157,7 @@ def binned(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def expand(frame: pd.DataFrame, *names: str) -> pd.DataFrame:
-    """A column for each setting (``training.learning_rate``), the spec's default where a row does not set it."""
+    """A column per setting (``training.learning_rate``); the spec's default where a row does not set it."""
     parsed = [dict(item.split("=", 1) for item in text.split(";") if item) for text in frame["settings"]]
     columns = {name: [row.get(name, _default(name)) for row in parsed] for name in names}
     return frame.assign(**{name: [_literal(v) for v in values] for name, values in columns.items()})
@@ -165,12 +165,15 @@ def expand(frame: pd.DataFrame, *names: str) -> pd.DataFrame:
 
 def provenance(frame: pd.DataFrame) -> str:
     """One line: how many runs, which seeds, on what, from which commits, how many hours."""
-    runs = frame.groupby(["key", "constraint", "seed"])["seconds"].max()
+    runs: dict[tuple, float] = {}
+    for *run, seconds in frame[["key", "constraint", "seed", "seconds"]].itertuples(index=False):
+        runs[tuple(run)] = max(seconds, runs.get(tuple(run), 0.0))
     devices = ", ".join(sorted(frame["device"].unique())) or "no device"
     commits = ", ".join(sorted(frame["commit"].unique())) or "none"
-    hours = runs.sum() / 3600
+    hours = sum(runs.values()) / 3600
     spent = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
-    return f"{len(runs)} {_plural('run', len(runs))}, {_ranges(frame['seed'])}, on {devices}, commit {commits}, {spent}"
+    counted = f"{len(runs)} {_plural('run', len(runs))}"
+    return f"{counted}, {_ranges(frame['seed'])}, on {devices}, commit {commits}, {spent}"
 
 
 @cache
@@ -259,16 +262,18 @@ def _lines(source: Path) -> Iterator[dict[str, str]]:
             raise LedgerError(f"{source} does not have the ledger's columns ({', '.join(wrong)}); record it again")
         for number, line in enumerate(reader, 2):
             if len(line) != len(COLUMNS):
-                raise LedgerError(f"{source}, line {number} has {len(line)} fields, not {len(COLUMNS)}; record it again")
+                raise LedgerError(
+                    f"{source}, line {number} has {len(line)} fields, not {len(COLUMNS)}; record it again"
+                )
             yield dict(zip(COLUMNS, line, strict=True))
 
 
 def _write(target: Path, rows: Iterable[Mapping[str, str]]) -> None:
-    """The file appears whole or not at all. The caller holds the lock, so the name written aside is ours alone."""
+    """The file appears whole or not at all. The caller holds the lock, so the name aside is ours alone."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([row[column] for column in COLUMNS] for row in rows)
     aside = target.with_name(f"{target.name}.partial")
     with aside.open("w", encoding="utf-8") as file:
         file.write(text.getvalue())
@@ -285,7 +290,7 @@ def _write(target: Path, rows: Iterable[Mapping[str, str]]) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One writer at a time. The lock is on the folder itself, so no lock file lies about; it ends with the process."""
+    """One writer at a time. The lock is on the folder, so no lock file is left; it ends with the process."""
     if fcntl is None:
         yield
         return
@@ -314,7 +319,9 @@ def _default(name: str) -> Any:
         for field in dataclasses.fields(classes[part]):
             if field.name == item and field.default is not dataclasses.MISSING:
                 return field.default
-    raise LedgerError(f"setting {name!r} is no field with a default; write part.field with part in {', '.join(classes)}")
+    raise LedgerError(
+        f"setting {name!r} is no field with a default; write part.field with part in {', '.join(classes)}"
+    )
 
 
 def _literal(value: Any) -> Any:

@@ -1,8 +1,8 @@
-"""How architectures, constraints, metrics and settings are called on a page, in the order in which they are shown."""
+"""What a page calls architectures, constraints, metrics and settings, in the order in which it shows them."""
 
 from __future__ import annotations
 
-import pandas as pd
+from collections.abc import Iterable
 
 ARCHITECTURES = {
     "topk": "TopK",
@@ -37,6 +37,9 @@ METRICS = {
     "dead_share": "dead latents",
     "l0": "active latents per sample (L0)",
     "recovered_bin": "features recovered",
+    "autointerp": "interpretability",
+    "sparse_probing_top1": "sparse probing, one latent",
+    "ravel_disentanglement": "causal editing (RAVEL)",
 }
 SHARES = ("fraction_recovered", "recovered_bin", "dead_share")
 """Metrics that print as percentages."""
@@ -77,7 +80,7 @@ def setting(text: str) -> str:
     return ", ".join(f"{SETTINGS.get(n, label(n.split('.')[-1]))} = {v}" for n, v in parts) or "headline"
 
 
-def ordered(values: pd.Series) -> list[str]:
+def ordered(values: Iterable[str]) -> list[str]:
     """The distinct values in the order in which pages show them, unknown ones last."""
     known = [name for table in TABLES for name in table]
-    return sorted(values.unique(), key=lambda v: (known.index(v) if v in known else len(known), str(v)))
+    return sorted(set(values), key=lambda v: (known.index(v) if v in known else len(known), str(v)))

@@ -37,7 +37,7 @@ class PaperNumber:
 
 
 def table() -> pd.DataFrame:
-    """Every number of the paper's text and Tables 2-4 as text, one row each. ``l0`` is empty where none is stated."""
+    """Every number of the paper's text and Tables 2-4 as text, a row each; ``l0`` may be empty."""
     frames = []
     for name in FILES:
         file = paths.paper() / name
@@ -53,20 +53,40 @@ def table() -> pd.DataFrame:
 
 
 def number(
-    *, setting: str, architecture: str, variant: str, metric: str, init: str = "", l0: int = 0, source: str = ""
+    *,
+    setting: str,
+    architecture: str,
+    variant: str,
+    metric: str,
+    init: str = "",
+    l0: int = 0,
+    source: str = "",
 ) -> float:
     """One number. ``init``, ``l0`` or ``source`` ("Table 2") decide where the paper gives several."""
     return lookup(
-        setting=setting, architecture=architecture, variant=variant, metric=metric, init=init, l0=l0, source=source
+        setting=setting,
+        architecture=architecture,
+        variant=variant,
+        metric=metric,
+        init=init,
+        l0=l0,
+        source=source,
     ).value
 
 
 def lookup(
-    *, setting: str, architecture: str, variant: str, metric: str, init: str = "", l0: int = 0, source: str = ""
+    *,
+    setting: str,
+    architecture: str,
+    variant: str,
+    metric: str,
+    init: str = "",
+    l0: int = 0,
+    source: str = "",
 ) -> PaperNumber:
     """As :func:`number`, with the rounding and the place in the paper.
 
-    ``fraction_recovered`` is also found where the paper gives a count of its 3200 features. Raises PaperError.
+    ``fraction_recovered`` is also found where the paper gives a count of its features. Raises PaperError.
     """
     wanted = {
         "setting": setting,
@@ -92,7 +112,12 @@ def lookup(
 
 def pair(*, setting: str, architecture: str, metric: str) -> tuple[PaperNumber, PaperNumber]:
     """The abstract's "0.87 vs 0.90": its best baseline, and the trained SAE."""
-    wanted = {"setting": setting, "architecture": architecture, "variant": "best baseline vs trained", "metric": metric}
+    wanted = {
+        "setting": setting,
+        "architecture": architecture,
+        "variant": "best baseline vs trained",
+        "metric": metric,
+    }
     rows = _matching(wanted)
     if len(rows) != 1:
         raise PaperError(f"the paper gives no pair {_said(wanted)}; near it: {_near(wanted)}")
@@ -105,7 +130,7 @@ def _matching(wanted: Mapping[str, str]) -> pd.DataFrame:
     rows = table()
     for name, value in wanted.items():
         if value:
-            rows = rows[rows[name] == value]
+            rows = rows.loc[rows[name] == value]
     return rows
 
 

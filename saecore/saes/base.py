@@ -70,7 +70,7 @@ class SAE(nn.Module):
         return self.decode(self.encode(x))
 
     @torch.no_grad()
-    def encode_sparse(self, x: Float[Tensor, "batch d_model"]):  # noqa: ANN201
+    def encode_sparse(self, x: Float[Tensor, "batch d_model"]):
         """:meth:`encode` as SparseCodes, by the compiled path where there is one."""
         from saecore.kernels.sparse_codes.codes import SparseCodes
 

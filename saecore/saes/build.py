@@ -19,10 +19,11 @@ def build(
     covariance: Float[Tensor, "d_model d_model"] | None = None,
     truth: Float[Tensor, "n_latents d_model"] | None = None,
 ) -> SAE:
-    """An SAE at its start. ``covariance`` is needed for ``init="cov"``, ``truth`` for the oracle.
+    """An SAE at its start. ``covariance`` is needed for ``init="cov"``, ``truth`` for the oracle and ``init="truth"``.
 
     Encoder rows start parallel to decoder rows (``tied``), with the norm that Kaiming initialisation gives them in the
-    public BatchTopK recipe. The same generator state gives the same start whatever the architecture and constraint, so variants share it.
+    public BatchTopK recipe. The same generator state gives the same start whatever the architecture and constraint, so
+    that variants share it.
     Raises SpecError where something needed is missing.
     """
     if constraint.init == "cov":
@@ -32,10 +33,10 @@ def build(
     else:
         start = constraints.iso(spec.n_latents, spec.d_model, generator)
     independent = constraints.iso(spec.n_latents, spec.d_model, generator)
-    if constraint.name == "oracle":
+    if constraint.name == "oracle" or constraint.init == "truth":
         if truth is None or truth.shape != start.shape:
             shape = None if truth is None else tuple(truth.shape)
-            raise SpecError(f"the oracle needs truth of shape {tuple(start.shape)}, got {shape}")
+            raise SpecError(f"an oracle or a start at the truth needs truth of shape {tuple(start.shape)}, got {shape}")
         start = truth.clone()
     sae = SAE(spec)
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -22,24 +23,25 @@ class CheckpointError(RuntimeError):
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors to ``path`` so that the file is never visible half-written. Raises OSError as the disk does."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, aside, dict(metadata))
         os.replace(aside, path)
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error}; free the disk or choose another folder with SAECORE_CACHE") from error
-    except SafetensorError as error:
-        raise OSError(f"cannot write {path}: {error}; free the disk or choose another folder with SAECORE_CACHE") from error
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"cannot write {path}: {error}; free the disk or choose another folder with SAECORE_CACHE"
+        ) from error
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink()
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of ``path``. Raises CheckpointError naming the file where it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {k: file.get_tensor(k) for k in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            return {k: file.get_tensor(k) for k in file.keys()}, dict(file.metadata() or {})
     except FileNotFoundError:
         raise
     except (SafetensorError, OSError, ValueError) as error:
@@ -58,7 +60,10 @@ def load(path: Path) -> tuple[SAE, RunSpec]:
     tensors, metadata = read(path)
     if "run" not in metadata:
         raise CheckpointError(f"{path} carries no run spec; it was not written by saecore.saes.save")
-    run = from_dict(json.loads(metadata["run"]))
+    try:
+        run = from_dict(json.loads(metadata["run"]))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} carries a run spec that cannot be read ({error}); train it again") from error
     sae = SAE(run.sae)
     wanted = sae.state_dict()
     for name, tensor in wanted.items():

@@ -36,8 +36,8 @@ class DivergedError(RuntimeError):
 class Trainer:
     """One SAE in training. ``step`` takes a batch; the whole state is in ``state_dict`` and resumes exactly.
 
-    ReLU and JumpReLU start at ``DENSE_START`` times the target L0 (:func:`calibrate`). From then on the weight of the L1
-    or L0 penalty moves, by a proportional-integral controller on log(L0 / target).
+    ReLU and JumpReLU start at ``DENSE_START`` times the target L0 (:func:`calibrate`). From then on the weight of the
+    L1 or L0 penalty moves, by a proportional-integral controller on log(L0 / target).
     """
 
     def __init__(self, sae: SAE, run: RunSpec, fast: bool | None = None) -> None:
@@ -124,7 +124,7 @@ class Trainer:
         if "threshold" in self.trained:
             self.sae.threshold.clamp_(min=0)
 
-    def _dense_grads(self, x, dead, with_ortho):  # noqa: ANN001, ANN202
+    def _dense_grads(self, x, dead, with_ortho):
         """Gradients of the definition, by autograd."""
         theta = self.sae.threshold.clone().requires_grad_()
         with torch.enable_grad():
@@ -136,7 +136,7 @@ class Trainer:
         active = loss.codes > 0
         return float(loss.reconstruction), active.any(0), float(active.sum()), loss.threshold
 
-    def _sparse_grads(self, x, dead, with_ortho):  # noqa: ANN001, ANN202
+    def _sparse_grads(self, x, dead, with_ortho):
         """The same gradients from active codes only; None where too many are active for that to pay."""
         from saecore.kernels.batch_topk import cpu as select
         from saecore.kernels.sparse_codes import cpu as sparse
@@ -205,7 +205,11 @@ class Trainer:
         codes, self.aux_guess = select.select_ranked(seen, W_enc, k, 1, self.aux_guess)
         nothing, ends = np.zeros(spec.d_model, dtype=np.float32), np.array([len(W_enc)], dtype=np.int64)
         back = sparse.backward(-errors.numpy(), W_dec.numpy(), nothing, codes, ends)
-        enc, dec, bias = torch.empty_like(W_enc), torch.empty_like(W_dec), np.empty(len(W_enc), dtype=np.float32)
+        enc, dec, bias = (
+            torch.empty_like(W_enc),
+            torch.empty_like(W_dec),
+            np.empty(len(W_enc), dtype=np.float32),
+        )
         sparse.weight_grads(seen.numpy(), back.pulls, codes, back.code_grads, ends, enc.numpy(), dec.numpy(), bias)
         if "W_dec" in grads:
             grads["W_dec"][dead] += spec.aux_coefficient * dec
@@ -254,12 +258,14 @@ class Trainer:
             return False
         tensors, metadata = checkpoint.read(path)
         if metadata.get("training") != json.dumps(self.run.as_dict()):
-            raise checkpoint.CheckpointError(f"{path} belongs to another run than {self.run.key()}; delete it or move it")
+            raise checkpoint.CheckpointError(
+                f"{path} belongs to another run than {self.run.key()}; delete it or move it"
+            )
         self.load_state_dict(tensors)
         return True
 
 
-def _smallest_kept(codes, rows: int, weight: Tensor | None) -> float:  # noqa: ANN001
+def _smallest_kept(codes, rows: int, weight: Tensor | None) -> float:
     """loss.smallest_kept on sparse codes."""
     values = codes.values
     if weight is not None:

@@ -30,13 +30,13 @@ class JumpReLU(torch.autograd.Function):
     """z = pre * (pre > theta), with the straight-through gradient of Rajamanoharan et al. 2024 (eq. 11) for theta."""
 
     @staticmethod
-    def forward(ctx, pre, theta, bandwidth):  # noqa: ANN001, ANN205
+    def forward(ctx, pre, theta, bandwidth):
         ctx.save_for_backward(pre, theta)
         ctx.bandwidth = bandwidth
         return pre * (pre > theta)
 
     @staticmethod
-    def backward(ctx, grad):  # noqa: ANN001, ANN205
+    def backward(ctx, grad):
         pre, theta = ctx.saved_tensors
         near = (pre - theta).abs() < ctx.bandwidth / 2
         return grad * (pre > theta), -(grad * near).sum(0) * theta / ctx.bandwidth, None
@@ -46,13 +46,13 @@ class Step(torch.autograd.Function):
     """1(pre > theta), with the straight-through gradient of Rajamanoharan et al. 2024 (eq. 12) for theta."""
 
     @staticmethod
-    def forward(ctx, pre, theta, bandwidth):  # noqa: ANN001, ANN205
+    def forward(ctx, pre, theta, bandwidth):
         ctx.save_for_backward(pre, theta)
         ctx.bandwidth = bandwidth
         return (pre > theta).to(pre)
 
     @staticmethod
-    def backward(ctx, grad):  # noqa: ANN001, ANN205
+    def backward(ctx, grad):
         pre, theta = ctx.saved_tensors
         near = (pre - theta).abs() < ctx.bandwidth / 2
         return None, -(grad * near).sum(0) / ctx.bandwidth, None
@@ -97,9 +97,7 @@ def training_loss(
     return Loss(total, reconstruction, codes.detach(), threshold)
 
 
-def smallest_kept(
-    scores: Float[Tensor, "batch n_latents"], mask: Bool[Tensor, "batch n_latents"], rows: int
-) -> float:
+def smallest_kept(scores: Float[Tensor, "batch n_latents"], mask: Bool[Tensor, "batch n_latents"], rows: int) -> float:
     """Mean over groups of rows of the smallest score kept."""
     kept = torch.where(mask, scores, torch.inf)
     groups = [kept[i : i + rows].min() for i in range(0, len(kept), rows)]

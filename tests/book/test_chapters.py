@@ -21,9 +21,7 @@ def test_there_are_chapters():
 def test_the_table_of_contents_names_every_chapter():
     contents = yaml.safe_load((paths.book() / "_toc.yml").read_text(encoding="utf-8"))
     named = {entry["file"] for entry in contents["chapters"]}
-    assert {name for name in named if name.startswith("chapters/")} == {
-        f"chapters/{p.stem}" for p in CHAPTERS
-    }
+    assert {name for name in named if name.startswith("chapters/")} == {f"chapters/{p.stem}" for p in CHAPTERS}
 
 
 @each

@@ -14,9 +14,7 @@ from saecore import paths
 def _nbval(folder, *cells):
     shutil.copy(paths.book() / "conftest.py", folder)
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    nbformat.write(
-        v4.new_notebook(cells=list(cells), metadata={"kernelspec": kernel}), folder / "chapter.ipynb"
-    )
+    nbformat.write(v4.new_notebook(cells=list(cells), metadata={"kernelspec": kernel}), folder / "chapter.ipynb")
     options = [
         "--nbval",
         "--nbval-sanitize-with",
@@ -29,9 +27,7 @@ def _nbval(folder, *cells):
 
 
 def _prints(code, text):
-    return v4.new_code_cell(
-        code, execution_count=1, outputs=[v4.new_output("stream", name="stdout", text=text)]
-    )
+    return v4.new_code_cell(code, execution_count=1, outputs=[v4.new_output("stream", name="stdout", text=text)])
 
 
 def _glues(code, text):

@@ -57,9 +57,7 @@ def test_the_readme_names_every_make_target_it_should():
 
 def test_every_data_file_has_a_row_and_its_checksum():
     wrong = checksums.problems(paths.data())
-    assert not wrong, "\n".join(
-        [*wrong, "`make checksums` puts checksums in; a missing row is yours to write"]
-    )
+    assert not wrong, "\n".join([*wrong, "`make checksums` puts checksums in; a missing row is yours to write"])
 
 
 @pytest.fixture

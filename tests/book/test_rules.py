@@ -33,10 +33,7 @@ def test_outputs_refuses_errors_and_stderr(notebook, code, printed):
 
 def test_thin_accepts_twelve_lines_comprehensions_and_magics(notebook, code):
     twelve = "\n".join(f"x{i} = {i}" for i in range(12))
-    assert (
-        rules.thin(notebook(code(twelve), code("%time [i for i in x]"), code("if a:\n    !ls\n    %cd -q b")))
-        == []
-    )
+    assert rules.thin(notebook(code(twelve), code("%time [i for i in x]"), code("if a:\n    !ls\n    %cd -q b"))) == []
 
 
 def test_thin_refuses_thirteen_lines(notebook, code):
@@ -44,9 +41,7 @@ def test_thin_refuses_thirteen_lines(notebook, code):
     assert found == ["cell 1 has 13 lines; at most 12, the rest belongs in the package"]
 
 
-@pytest.mark.parametrize(
-    "source", [DEF, f"async {DEF}", "class A:\n    pass", FOR, "while True:\n    step()"]
-)
+@pytest.mark.parametrize("source", [DEF, f"async {DEF}", "class A:\n    pass", FOR, "while True:\n    step()"])
 def test_thin_refuses_what_belongs_in_the_package(notebook, code, source):
     assert any("belongs in the package" in p for p in rules.thin(notebook(code(source))))
 
@@ -84,9 +79,7 @@ def test_parameters_refuses(notebook, code, source, problem):
 
 
 def test_parameters_must_be_there_once(notebook, code):
-    assert rules.parameter_cell(notebook(code("n = 1"))) == [
-        "0 cells are tagged `parameters`; there must be one"
-    ]
+    assert rules.parameter_cell(notebook(code("n = 1"))) == ["0 cells are tagged `parameters`; there must be one"]
     two = [_parameters(code, "n = 1") for _ in range(2)]
     assert rules.parameter_cell(notebook(*two)) == ["2 cells are tagged `parameters`; there must be one"]
 
@@ -133,9 +126,7 @@ def test_prose_finds(text, numbers):
 
 
 def test_prose_allows_what_is_listed_with_a_reason(notebook, markdown):
-    listed = markdown(
-        "The paper has 3,200 features and 0.8.", numbers={"3200": "its setting", "0.8": "its threshold"}
-    )
+    listed = markdown("The paper has 3,200 features and 0.8.", numbers={"3200": "its setting", "0.8": "its threshold"})
     assert rules.prose(notebook(listed)) == []
 
 

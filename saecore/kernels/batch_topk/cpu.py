@@ -19,6 +19,9 @@ from saecore.kernels.sparse_codes.codes import SparseCodes
 
 MARGIN = 0.02
 """Candidates may fall short of the cut by this share of it; bfloat16 rounding is at most 2**-8 per operand."""
+EXACT_SHARE = 1 / 8
+"""Above this share of latents asked for, the cut comes so near to zero that bfloat16 rounding, which is in proportion
+to the vectors' norms, exceeds the margin: the screen is then made in float32."""
 BLOCK = 32
 """Scores tested at once when candidates are collected; about one block in six holds any at the paper's density."""
 
@@ -29,6 +32,11 @@ def scores_bits(x: Float[Tensor, "batch d_model"], weight: Float[Tensor, "n_late
     return scores.view(torch.int16).numpy()
 
 
+def exact_bits(x: Float[Tensor, "batch d_model"], weight: Float[Tensor, "n_latents d_model"]) -> np.ndarray:
+    """As :func:`scores_bits`, but from a float32 matmul, cut to bfloat16 afterwards: off by at most 2**-7 of itself."""
+    return _bits(torch.mm(x, weight.T).numpy())
+
+
 def select_ranked(
     x: Float[Tensor, "batch d_model"],
     weight: Float[Tensor, "n_latents d_model"],
@@ -37,19 +45,23 @@ def select_ranked(
     guess: float | None = None,
     weighting: Float[Tensor, "batch"] | None = None,
 ) -> tuple[SparseCodes, float]:
-    """The ``budget * rows`` largest positive ``x @ weight.T`` of each group of ``rows`` rows, and a guess for next time.
+    """The ``budget * rows`` largest positive ``x @ weight.T`` of each group of ``rows`` rows, and a guess for the next.
 
     ``guess`` (a cut that about suits these data) saves passes and never changes the result. ``weighting`` multiplies a
     row's scores for the ranking only; the codes returned are the plain pre-activations.
     """
     ranked = x if weighting is None else x * weighting[:, None]
-    bits = scores_bits(ranked, weight)
+    exact = budget > EXACT_SHARE * len(weight)
+    bits = exact_bits(ranked, weight) if exact else scores_bits(ranked, weight)
     groups = -(-len(x) // rows)
     need = np.full(groups, budget * rows, dtype=np.int64)
     need[-1] = budget * (len(x) - rows * (groups - 1))
     if guess is None:
         guess = _first_guess(bits, budget)
     cuts = _find_cuts(bits, rows, need, _bits(guess))
+    if not exact and not cuts.all():
+        bits = exact_bits(ranked, weight)
+        cuts = _find_cuts(bits, rows, need, _bits(guess))
     floors = np.maximum(_floats(cuts) * (1 - MARGIN), 0).astype(np.float32)
     counts, indices = _collect(bits, np.repeat(_bits(floors), rows)[: len(x)])
     indptr = np.zeros(len(x) + 1, dtype=np.int64)
@@ -74,7 +86,8 @@ def select_above(
     """Pre-activations ``x @ weight.T + bias`` above ``threshold``; None when more than ``limit`` candidates."""
     bits = scores_bits(x, weight)
     cut = (threshold - bias).numpy()
-    slack = MARGIN * np.abs(cut) + MARGIN * float(x.square().mean().sqrt())
+    longest = float(x.square().mean(1).max().sqrt())
+    slack = MARGIN * (np.abs(cut) + longest * weight.norm(dim=1).numpy())
     counts = _count_keys(bits, _keys(_bits(cut - slack)))
     if limit is not None and counts.sum() > limit:
         return None
@@ -98,7 +111,7 @@ def nearest(rows: Float[Tensor, "n d_model"]) -> np.ndarray:
 
 
 @kernel
-def _nearest_into(bits, out):  # noqa: ANN001, ANN202
+def _nearest_into(bits, out):
     for r in numba.prange(bits.shape[0]):
         row = bits[r]
         row[r] = np.int16(-1)  # the most negative key: never the nearest
@@ -111,7 +124,7 @@ def _nearest_into(bits, out):  # noqa: ANN001, ANN202
                 break
 
 
-def _bits(value):  # noqa: ANN001, ANN202
+def _bits(value):
     """bfloat16 bit pattern (truncated) of float32 values, as int16."""
     return (np.asarray(value, dtype=np.float32).view(np.int32) >> 16).astype(np.int16)
 
@@ -133,13 +146,13 @@ def _first_guess(bits: np.ndarray, budget: int) -> float:
 
 
 @helper
-def _above(bits, key):  # noqa: ANN001, ANN202
+def _above(bits, key):
     """Whether a bit pattern, taken as a number of either sign, lies above a key of :func:`_keys`."""
     return (bits ^ ((bits >> 15) & np.int16(0x7FFF))) > key
 
 
 @helper
-def _count_row(row, cut):  # noqa: ANN001, ANN202
+def _count_row(row, cut):
     total = np.int32(0)
     for j in range(row.shape[0]):
         total += np.int32(row[j] > cut)
@@ -147,18 +160,18 @@ def _count_row(row, cut):  # noqa: ANN001, ANN202
 
 
 @kernel
-def _count_rows(bits, cut, out):  # noqa: ANN001, ANN202
+def _count_rows(bits, cut, out):
     for r in numba.prange(bits.shape[0]):
         out[r] = _count_row(bits[r], cut)
 
 
 @kernel
-def _cuts_by_group(bits, rows, need, guess, cuts):  # noqa: ANN001, ANN202
+def _cuts_by_group(bits, rows, need, guess, cuts):
     """Per group, a cut with at least ``need`` scores above it and not many more (or 0). Bisection on the integers."""
     for g in numba.prange(need.shape[0]):
         first, last = g * rows, min((g + 1) * rows, bits.shape[0])
         slack = max(np.int64(4), need[g] // 8)
-        low, high, cut = np.int32(0), np.int32(0x7F80), np.int32(guess)
+        low, high, cut, reach = np.int32(0), np.int32(0x7F80), np.int32(guess), np.int32(24)
         while True:
             count = np.int64(0)
             for r in range(first, last):
@@ -173,8 +186,8 @@ def _cuts_by_group(bits, rows, need, guess, cuts):  # noqa: ANN001, ANN202
             if high - low <= 1:
                 break
             step = (low + high) // 2
-            near = cut - 24 if count < need[g] else cut + 24
-            cut = near if low < near < high else step
+            near = cut - reach if count < need[g] else cut + reach
+            cut, reach = near if low < near < high else step, 2 * reach
         cuts[g] = np.int16(low)
 
 
@@ -184,26 +197,26 @@ def _find_cuts(bits: np.ndarray, rows: int, need: np.ndarray, guess: np.ndarray)
         _cuts_by_group(bits, rows, need, np.int16(max(int(guess), 0)), cuts)
         return cuts
     counts = np.empty(len(bits), dtype=np.int32)
-    low, high, cut = 0, 0x7F80, max(int(guess), 0)
+    low, high, cut, reach = 0, 0x7F80, max(int(guess), 0), 4
     while True:
         _count_rows(bits, np.int16(cut), counts)
         total = int(counts.sum())
         if total < need[0]:
-            high, near = cut, cut - 4
+            high, near = cut, cut - reach
         elif total > need[0] + need[0] // 8:
-            low, near = cut, cut + 4
+            low, near = cut, cut + reach
         else:
             low = cut
             break
         if high - low <= 1:
             break
-        cut = near if low < near < high else (low + high) // 2
+        cut, reach = near if low < near < high else (low + high) // 2, 2 * reach
     cuts[0] = low
     return cuts
 
 
 @kernel
-def _collect_into(bits, cuts, indptr, out):  # noqa: ANN001, ANN202
+def _collect_into(bits, cuts, indptr, out):
     m = bits.shape[1]
     full = m // BLOCK * BLOCK
     for r in numba.prange(bits.shape[0]):
@@ -224,7 +237,7 @@ def _collect_into(bits, cuts, indptr, out):  # noqa: ANN001, ANN202
 
 
 @kernel
-def _count_each(bits, cuts, out):  # noqa: ANN001, ANN202
+def _count_each(bits, cuts, out):
     for r in numba.prange(bits.shape[0]):
         out[r] = _count_row(bits[r], cuts[r])
 
@@ -240,7 +253,7 @@ def _collect(bits: np.ndarray, cuts: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 @kernel
-def _count_keys_into(bits, cuts, out):  # noqa: ANN001, ANN202
+def _count_keys_into(bits, cuts, out):
     for r in numba.prange(bits.shape[0]):
         row = bits[r]
         total = np.int32(0)
@@ -256,7 +269,7 @@ def _count_keys(bits: np.ndarray, cuts: np.ndarray) -> np.ndarray:
 
 
 @kernel
-def _collect_keys_into(bits, cuts, indptr, out):  # noqa: ANN001, ANN202
+def _collect_keys_into(bits, cuts, indptr, out):
     m = bits.shape[1]
     full = m // BLOCK * BLOCK
     for r in numba.prange(bits.shape[0]):
@@ -283,7 +296,7 @@ def _collect_keys(bits: np.ndarray, cuts: np.ndarray, indptr: np.ndarray) -> np.
 
 
 @kernel
-def _dot_into(x, weight, indptr, indices, out):  # noqa: ANN001, ANN202
+def _dot_into(x, weight, indptr, indices, out):
     d = x.shape[1]
     for r in numba.prange(x.shape[0]):
         for e in range(indptr[r], indptr[r + 1]):
@@ -301,7 +314,7 @@ def _dot(x: np.ndarray, weight: np.ndarray, indptr: np.ndarray, indices: np.ndar
 
 
 @kernel
-def _keep_groups(indptr, values, rows, need, keep, counts):  # noqa: ANN001, ANN202
+def _keep_groups(indptr, values, rows, need, keep, counts):
     n = indptr.shape[0] - 1
     for g in numba.prange(need.shape[0]):
         first, last = g * rows, min((g + 1) * rows, n)
@@ -327,16 +340,14 @@ def _keep_groups(indptr, values, rows, need, keep, counts):  # noqa: ANN001, ANN
             counts[r] = kept
 
 
-def _keep_best(
-    indptr: np.ndarray, values: np.ndarray, rows: int, need: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _keep_best(indptr: np.ndarray, values: np.ndarray, rows: int, need: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     keep, counts = np.empty(len(values), dtype=np.bool_), np.empty(len(indptr) - 1, dtype=np.int64)
     _keep_groups(indptr, values, rows, need, keep, counts)
     return counts, keep
 
 
 @kernel
-def _keep_above_into(indptr, indices, values, bias, threshold, keep, counts):  # noqa: ANN001, ANN202
+def _keep_above_into(indptr, indices, values, bias, threshold, keep, counts):
     for r in numba.prange(indptr.shape[0] - 1):
         kept = 0
         for e in range(indptr[r], indptr[r + 1]):
@@ -355,7 +366,7 @@ def _keep_above(
 
 
 @kernel
-def _compress_into(indptr, indices, values, keep, kept, out_indices, out_values):  # noqa: ANN001, ANN202
+def _compress_into(indptr, indices, values, keep, kept, out_indices, out_values):
     for r in numba.prange(indptr.shape[0] - 1):
         at = kept[r]
         for e in range(indptr[r], indptr[r + 1]):

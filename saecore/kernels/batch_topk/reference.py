@@ -7,9 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 
-def select_ranked(
-    scores: Float[Tensor, "batch n_latents"], budget: int, rows: int
-) -> Bool[Tensor, "batch n_latents"]:
+def select_ranked(scores: Float[Tensor, "batch n_latents"], budget: int, rows: int) -> Bool[Tensor, "batch n_latents"]:
     """Mask of the ``budget * rows`` largest positive scores of each group of ``rows`` consecutive rows.
 
     A last group with fewer rows has a budget in proportion. Ties go to the lower row, then to the lower latent.

@@ -36,7 +36,7 @@ def step(
 
 
 @kernel
-def _step(W, grad, m, v, rate, beta1, beta2, eps, unit, start, tau, side_length):  # noqa: ANN001, ANN202
+def _step(W, grad, m, v, rate, beta1, beta2, eps, unit, start, tau, side_length):
     d = W.shape[1]
     one = np.float32(1)
     for j in numba.prange(W.shape[0]):

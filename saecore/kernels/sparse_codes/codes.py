@@ -25,7 +25,7 @@ class SparseCodes:
         return out
 
     @staticmethod
-    def from_dense(codes) -> SparseCodes:  # noqa: ANN001
+    def from_dense(codes) -> SparseCodes:
         """From a dense (batch, n_latents) tensor; zeros are left out."""
         rows, latents = codes.nonzero(as_tuple=True)
         indptr = np.zeros(len(codes) + 1, dtype=np.int64)

@@ -73,7 +73,7 @@ def decode(W_dec: np.ndarray, b_dec: np.ndarray, codes: SparseCodes) -> np.ndarr
 
 
 @kernel
-def _decode(W_dec, b_dec, indptr, indices, values, out):  # noqa: ANN001, ANN202
+def _decode(W_dec, b_dec, indptr, indices, values, out):
     d = W_dec.shape[1]
     for r in numba.prange(out.shape[0]):
         for c in range(d):
@@ -85,7 +85,7 @@ def _decode(W_dec, b_dec, indptr, indices, values, out):  # noqa: ANN001, ANN202
 
 
 @kernel
-def _backward(x, W_dec, b_dec, indptr, indices, values, ends, losses, errors, pulls, code_grads):  # noqa: ANN001, ANN202
+def _backward(x, W_dec, b_dec, indptr, indices, values, ends, losses, errors, pulls, code_grads):
     batch, d = x.shape
     groups = ends.shape[0]
     scale = np.float32(2.0 / (batch * groups))
@@ -120,7 +120,7 @@ def _backward(x, W_dec, b_dec, indptr, indices, values, ends, losses, errors, pu
 
 
 @numba.njit(cache=True, nogil=True)
-def _by_latent(indptr, indices, n_latents):  # noqa: ANN001, ANN202
+def _by_latent(indptr, indices, n_latents):
     """CSR to CSC by counting: starts per latent, row and entry of each, rows ascending."""
     starts = np.zeros(n_latents + 1, dtype=np.int64)
     for e in range(len(indices)):
@@ -140,7 +140,7 @@ def _by_latent(indptr, indices, n_latents):  # noqa: ANN001, ANN202
 
 
 @kernel
-def _weight_grads(centred, pulls, starts, rows, where, values, pre_grads, ends, grad_enc, grad_dec, grad_bias):  # noqa: ANN001, ANN202
+def _weight_grads(centred, pulls, starts, rows, where, values, pre_grads, ends, grad_enc, grad_dec, grad_bias):
     d = centred.shape[1]
     for j in numba.prange(starts.shape[0] - 1):
         g = 0

@@ -1,0 +1,120 @@
+"""The names, the agreement of both paths, and values that are known beforehand."""
+
+import math
+
+import pytest
+import torch
+
+from saecore import kernels
+from saecore.metrics.evaluate import evaluate, glimpse, samples
+from saecore.saes import build
+from saecore.sources.synthetic import EVALUATION, Superposition
+from saecore.spec import ARCHITECTURES, ConstraintSpec, SAESpec, SourceSpec
+from saecore.training import calibrate
+
+CONSTANT = SourceSpec("constant", n_features=40, d_model=12, expected_l0=2.0)
+VARIABLE = SourceSpec("variable", n_features=40, d_model=12, p_min=1e-3, p_max=0.2)
+NAMES = {
+    "explained_variance", "l0", "dead_share", "features_recovered", "fraction_recovered", "one_to_one_recovered",
+    "mean_best_cosine", "mean_one_to_one_cosine", "code_f1_micro", "code_f1_macro", "code_precision", "code_recall",
+}  # fmt: skip
+
+
+def sae_of(source: Superposition, architecture="batch_topk", n_latents=40, constraint="free", l0=2):
+    spec = SAESpec(architecture, d_model=12, n_latents=n_latents, l0=l0)
+    truth = source.features if constraint == "oracle" else None
+    sae = build(spec, ConstraintSpec(constraint), generator=torch.Generator().manual_seed(0), truth=truth)
+    calibrate(sae, source)
+    return sae
+
+
+def test_the_names_of_the_ledger():
+    constant, variable = Superposition(CONSTANT), Superposition(VARIABLE)
+    assert set(evaluate(sae_of(constant), constant, rows=500)) == NAMES
+    sae = sae_of(variable)
+    found = evaluate(sae, variable, rows=500, start=sae.W_dec)
+    bins = {name for name in found if name.startswith("recovered_bin_")}
+    assert set(found) == NAMES | {"cosine_to_start"} | bins
+    assert bins <= {f"recovered_bin_{i}" for i in range(8)} and len(bins) >= 6
+    assert all(type(value) is float and math.isfinite(value) for value in found.values())
+    assert set(glimpse(sae, variable, rows=500)) == {
+        "explained_variance",
+        "l0",
+        "features_recovered",
+        "mean_best_cosine",
+    }
+
+
+def test_an_sae_that_holds_the_truth_recovers_all():
+    source = Superposition(VARIABLE)
+    sae = sae_of(source, constraint="oracle")
+    found = evaluate(sae, source, rows=4000, start=-sae.W_dec)
+    assert found["features_recovered"] == found["one_to_one_recovered"] == 40
+    assert found["fraction_recovered"] == 1
+    assert found["mean_best_cosine"] == pytest.approx(1) and found["mean_one_to_one_cosine"] == pytest.approx(1)
+    assert found["cosine_to_start"] == pytest.approx(-1)
+    assert all(value == 1 for name, value in found.items() if name.startswith("recovered_bin_"))
+
+
+def test_orthogonal_features_are_read_exactly():
+    """As many dimensions as features, encoder rows the features themselves: every code is the truth."""
+    source = Superposition(SourceSpec("constant", n_features=6, d_model=6, expected_l0=1.0))
+    source.features = torch.eye(6)
+    sae = build(SAESpec("relu", d_model=6, n_latents=6, l0=1), ConstraintSpec("oracle"),
+                generator=torch.Generator(), truth=torch.eye(6))  # fmt: skip
+    sae.W_enc.data = torch.eye(6)
+    found = evaluate(sae, source, rows=3000)
+    assert found["explained_variance"] == pytest.approx(1)
+    assert found["code_f1_micro"] == found["code_f1_macro"] == found["code_precision"] == found["code_recall"] == 1
+    assert found["l0"] == pytest.approx(1.0, rel=0.1) and found["dead_share"] == 0
+    sae.W_dec.data = torch.eye(6)[[1, 0, 2, 3, 4, 3]]  # latents 0 and 1 swapped, feature 5 missing
+    sae.W_dec.data[5] *= -1
+    found = evaluate(sae, source, rows=20_000)
+    assert found["features_recovered"] == found["one_to_one_recovered"] == 5
+    assert found["explained_variance"] < 0.3
+    both = (4 + 2 / 6) / 6  # the swapped latents are right where both features fire, one time in six
+    assert found["code_f1_micro"] == pytest.approx(both, abs=0.01)
+    assert found["code_f1_macro"] == pytest.approx(both, abs=0.01)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("n_latents", [40, 64, 25])
+def test_both_paths_evaluate_alike(architecture, n_latents, monkeypatch):
+    source = Superposition(VARIABLE)
+    sae = sae_of(source, architecture, n_latents)
+    fast = evaluate(sae, source, rows=700, batch=300)
+    monkeypatch.setattr(kernels, "fast_path", lambda tensor: False)
+    plain = evaluate(sae, source, rows=700, batch=300)
+    assert fast == pytest.approx(plain, rel=1e-5)
+
+
+def test_a_glimpse_says_what_evaluate_says():
+    source = Superposition(CONSTANT)
+    sae = sae_of(source)
+    whole, part = evaluate(sae, source, rows=8192), glimpse(sae, source)
+    assert part == pytest.approx({name: whole[name] for name in part})
+
+
+def test_samples_are_the_evaluation_stream_and_as_many_as_asked():
+    source = Superposition(CONSTANT)
+    batches = list(samples(source, 700, 300))
+    assert [len(b.x) for b in batches] == [300, 300, 100]
+    assert torch.equal(batches[1].x, source.batch(300, 1, EVALUATION).x)
+
+
+def test_an_sae_without_a_threshold_is_an_error():
+    source = Superposition(CONSTANT)
+    spec = SAESpec("batch_topk", d_model=12, n_latents=40, l0=2)
+    sae = build(spec, ConstraintSpec(), generator=torch.Generator())
+    with pytest.raises(ValueError, match="has no inference threshold"):
+        evaluate(sae, source, rows=100)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_gpu_evaluates_as_the_cpu_does(architecture):
+    source, there = Superposition(VARIABLE), Superposition(VARIABLE, "cuda")
+    sae = sae_of(source, architecture)
+    here = evaluate(sae, source, rows=2000, start=sae.W_dec)
+    assert evaluate(sae.to("cuda"), there, rows=2000, start=sae.W_dec) == pytest.approx(here, rel=1e-3)
