@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -36,17 +36,11 @@ class Detection:
             raise ValueError(f"{len(self.edges)} edges: pass at least 2, each above the one before")
         self.fired, self.silent = (np.zeros(len(self.edges) - 1, dtype=np.int64) for _ in range(2))
 
-    def update(
-        self,
-        scores: Float[Tensor, "batch n_features"],
-        indptr: Int[Tensor, "batch_plus_one"],
-        indices: Int[Tensor, "n_active"],
-    ) -> None:
-        """Add rows: the score of every feature, and the features that truly fire (CSR)."""
-        rows = torch.repeat_interleave(torch.arange(len(scores)), indptr.diff())
-        everything, fired = self._count(scores.flatten()), self._count(scores[rows, indices])
-        self.fired += fired
-        self.silent += everything - fired
+    def update(self, scores: Float[Tensor, "batch n_features"], fired: Bool[Tensor, "batch n_features"]) -> None:
+        """Add rows: the score of every feature, and whether it fires."""
+        everything, firing = self._count(scores.flatten()), self._count(scores[fired])
+        self.fired += firing
+        self.silent += everything - firing
 
     def _count(self, scores: Float[Tensor, "n"]) -> Int[np.ndarray, "bins"]:
         values = scores.numpy().astype(np.float64)

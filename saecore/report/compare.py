@@ -72,6 +72,14 @@ def interval(values: Iterable[float], level: float = LEVEL) -> Interval:
     return Interval(mean, mean - half, mean + half, n)
 
 
+def best_of(n: int) -> float:
+    """How far the best of ``n`` equally good Gaussian scores lies above their mean by luck, in standard deviations."""
+    if n < 1:
+        raise CompareError(f"n={n} must be at least 1")
+    z = np.linspace(-8, 8, 4001)
+    return float(np.trapezoid(n * z * stats.norm.pdf(z) * stats.norm.cdf(z) ** (n - 1), z))
+
+
 def verdict(ours: Interval, paper: float, slack: float = 0.0, margin: float = MARGIN) -> str:
     """The rule at the head of this module. ``slack`` is the paper's rounding, or a stated tolerance."""
     if math.isnan(paper):

@@ -569,7 +569,7 @@ def selection_figure(norms: ArrayLike, counts: Mapping[str, ArrayLike], l0: int 
     left, right = _panels(figure, 1, 2)
     norm = np.asarray(norms, dtype=np.float64)
     order = np.array_split(np.argsort(norm), groups)
-    top = max(int(np.max(c)) for c in counts.values())
+    top = max(int(np.asarray(c).max()) for c in counts.values())
     edges = np.arange(-0.5, top + 1.5, max(1, top // 60))
     for (name, values), style in zip(counts.items(), _styles(list(counts)), strict=True):
         codes = np.asarray(values, dtype=np.float64)
@@ -617,7 +617,7 @@ def headline_figure(table: pd.DataFrame, metrics: Sequence[str], floors: Mapping
         ax.plot(*best, "o", markersize=15, markerfacecolor="none", markeredgecolor=INK)
         if metric in floors:
             ax.axvline(floors[metric], color=GREY, linestyle=":", linewidth=1.5)
-        ax.set_xlabel(names.label(metric).replace(", ", ",\n"))
+        ax.set_xlabel(names.label(metric).replace(", ", ",\n").replace(" (", "\n("))
         ax.grid(visible=False, axis="y")
         ax.tick_params(axis="y", length=0)
     axes[0].set_yticks(range(len(order)), [f"{names.label(v)}, {init}" for v, init in order])
@@ -657,7 +657,7 @@ def tradeoff_figure(frame: pd.DataFrame) -> BookFigure:
         Line2D([], [], color=INK, marker=ARCHITECTURES[a].marker, linestyle="none", label=names.label(a))
         for a in names.ordered(table["architecture"])
     ]
-    figure.legend(handles=[*shapes, *colours], loc="outside lower center", ncol=4, columnspacing=1.0)
+    figure.legend(handles=[*shapes, *colours], loc="outside lower center", ncol=3)
     return figure
 
 
@@ -708,7 +708,7 @@ def sample_figure(dots: ArrayLike, active: ArrayLike, amplitudes: ArrayLike, sho
     left.bar(range(len(on)), dot[on][order], color=BLUE_LINE.colour)
     left.plot(range(len(on)), amplitude[order], "_", color=INK, markersize=9, markeredgewidth=2)
     left.set_xlabel("active features,\nlargest amplitude first")
-    left.set_ylabel("dot product with the sample")
+    left.set_ylabel("dot product with x")
     first = np.argsort(-dot)[:shown]
     right.bar(range(shown), dot[first], color=np.where(np.isin(first, on), BLUE_LINE.colour, "#BBBBBB"))
     right.set_xlabel(f"all features, the {shown} largest\ndot products in order")
@@ -729,29 +729,27 @@ def detection_figure(found: Detection, rows: int) -> BookFigure:
     """Scores of features that fire and of those that do not, per sample (left); what each threshold tells (right)."""
     figure = BookFigure(figsize=(WIDTH, 3.6))
     left, right = _panels(figure, 1, 2)
-    best, step = found.best(), found.edges[1] - found.edges[0]
-    for counts, style, name in (
-        (found.silent, INK_LINE, "not active"),
-        (found.fired, BLUE_LINE, "active"),
-    ):
-        left.stairs(
-            counts / rows / step, found.edges, color=style.colour, linestyle=style.line, linewidth=2, label=name
-        )
+    best = found.best()
+    join = max(1, round(0.1 / float(found.edges[1] - found.edges[0])))  # thresholds are finer than a histogram can be
+    starts, edges = np.arange(0, len(found.fired), join), np.append(found.edges[:-1:join], found.edges[-1])
+    per = rows * np.diff(edges)
+    for counts, style, name in ((found.silent, INK_LINE, "not active"), (found.fired, BLUE_LINE, "active")):
+        shown = np.add.reduceat(counts, starts) / per
+        left.stairs(shown, edges, color=style.colour, linestyle=style.line, linewidth=2, label=name)
     left.set_yscale("log")
     left.set_xlabel("dot product with the sample")
     left.set_ylabel("features per sample and unit")
-    low, high = 0.5 / rows / step, left.get_ylim()[1]
-    left.set_ylim(low, high)
+    left.set_ylim(bottom=0.5 / per.max())
     seen = found.edges[:-1][found.fired + found.silent > 0]
     left.set_xlim(seen.min(), seen.max())
     thresholds = found.edges[:-1]
-    shown = thresholds >= 0
+    positive = thresholds >= 0
     for values, colour, line, name in (
         (found.precision(), "#B5400A", "--", "precision"),
         (found.recall(), "#E69F00", "-.", "recall"),
         (found.f1(), INK, "-", "F1"),
     ):
-        right.plot(thresholds[shown], values[shown], color=colour, linestyle=line, label=name)
+        right.plot(thresholds[positive], values[positive], color=colour, linestyle=line, label=name)
     right.plot(best.threshold, best.f1, "o", color=INK)
     right.set_xlim(0, min(3.0, float(seen.max())))
     right.set_ylim(0, 1.02)
@@ -777,10 +775,8 @@ def chance_figure(frame: pd.DataFrame, d_model: int, threshold: float = RECOVERE
         linewidth=1.2,
         label="exact median",
     )
-    for column, style, name in (("max", INK_LINE, "best of all features"), ("mean", BLUE_LINE, "mean over features")):
-        ax.plot(
-            frame["latents"], frame[column], style.marker, color=style.colour, alpha=0.6, label=f"{name}, a dot a seed"
-        )
+    for column, style, name in (("max", INK_LINE, "largest over features"), ("mean", BLUE_LINE, "mean over features")):
+        ax.plot(frame["latents"], frame[column], style.marker, color=style.colour, alpha=0.6, label=name)
     ax.axhline(threshold, color=INK, linewidth=1.2, linestyle=(0, (1, 1)))
     note = {"xycoords": ("axes fraction", "data"), "xytext": (0, -4), "textcoords": "offset points", "va": "top"}
     ax.annotate(f"recovered: above {threshold:g}", (0.01, threshold), fontsize=11, **note)

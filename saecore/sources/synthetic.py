@@ -26,8 +26,8 @@ class SyntheticBatch:
     values: Float[Tensor, "n_active"]
 
     def dense_codes(self, n_features: int) -> Float[Tensor, "batch n_features"]:
-        rows = torch.repeat_interleave(torch.arange(len(self.x)), self.indptr.diff())
-        codes = torch.zeros(len(self.x), n_features)
+        rows = torch.repeat_interleave(torch.arange(len(self.x), device=self.x.device), self.indptr.diff())
+        codes = self.x.new_zeros(len(self.x), n_features)
         codes[rows, self.indices] = self.values
         return codes
 

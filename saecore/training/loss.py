@@ -99,10 +99,11 @@ def training_loss(
 
 def smallest_kept(scores: Float[Tensor, "batch n_latents"], mask: Bool[Tensor, "batch n_latents"], rows: int) -> float:
     """Mean over groups of rows of the smallest score kept."""
-    kept = torch.where(mask, scores, torch.inf)
-    groups = [kept[i : i + rows].min() for i in range(0, len(kept), rows)]
-    finite = torch.stack([g for g in groups if torch.isfinite(g)] or [scores.new_zeros(())])
-    return float(finite.mean())
+    per_row = torch.where(mask, scores, torch.inf).amin(1)
+    padded = torch.nn.functional.pad(per_row, (0, -len(per_row) % rows), value=torch.inf)
+    groups = padded.view(-1, rows).amin(1)
+    finite = groups[torch.isfinite(groups)]
+    return float(finite.mean()) if len(finite) else 0.0
 
 
 def auxiliary(

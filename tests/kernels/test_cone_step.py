@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 
 from saecore.kernels.cone_step import cpu, reference
 
-BETAS = (0.9, 0.99)
+BETA1, BETA2 = 0.9, 0.99
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def two_threads():
     torch.set_num_threads(1)
 
 
-def stepped(fast: bool, W, grads, rate=0.1, unit=True, start=None, tau=0.0, betas=BETAS) -> torch.Tensor:
+def stepped(fast: bool, W, grads, rate=0.1, unit=True, start=None, tau=0.0) -> torch.Tensor:
     """``W`` after one step for each of ``grads``, by the compiled path or by the definition."""
     W = torch.as_tensor(W, dtype=torch.float32).clone()
     m, v = torch.zeros_like(W), torch.zeros_like(W)
@@ -25,12 +25,23 @@ def stepped(fast: bool, W, grads, rate=0.1, unit=True, start=None, tau=0.0, beta
         grad = torch.as_tensor(grad, dtype=torch.float32).clone()
         if fast:
             anchor = None if start is None else start.numpy()
-            arrays = (t.numpy() for t in (W, grad, m, v))
-            cpu.step(*arrays, rate, *betas, count, unit=unit, start=anchor, tau=tau)
+            cpu.step(
+                W.numpy(),
+                grad.numpy(),
+                m.numpy(),
+                v.numpy(),
+                rate,
+                BETA1,
+                BETA2,
+                count,
+                unit=unit,
+                start=anchor,
+                tau=tau,
+            )
         elif unit:
-            reference.unit_rows_step(W, grad, m, v, rate, *betas, count, start=start, tau=tau)
+            reference.unit_rows_step(W, grad, m, v, rate, BETA1, BETA2, count, start=start, tau=tau)
         else:
-            reference.adam(W, grad, m, v, rate, *betas, count)
+            reference.adam(W, grad, m, v, rate, BETA1, BETA2, count)
     return W
 
 
@@ -41,7 +52,7 @@ both = pytest.mark.parametrize("fast", [False, True], ids=["reference", "cpu"])
 def test_adam_is_torch_s(fast, generator):
     W, grads = torch.randn(7, 5, generator=generator), torch.randn(9, 7, 5, generator=generator)
     wanted = W.clone().requires_grad_()
-    optimiser = torch.optim.Adam([wanted], lr=0.03, betas=BETAS)
+    optimiser = torch.optim.Adam([wanted], lr=0.03, betas=(BETA1, BETA2))
     for grad in grads:
         wanted.grad = grad.clone()
         optimiser.step()

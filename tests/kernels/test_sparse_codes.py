@@ -124,8 +124,8 @@ def test_a_frozen_weight_leaves_the_others_as_they_are():
     cpu.weight_grads(x, back.pulls, codes, back.code_grads, ends, *both)
     for frozen in (0, 1):
         given = [f32(np.full(s, np.nan)) for s in ((2, 2), (2, 2), 2)]
-        enc, dec, bias = [None if i == frozen else g for i, g in enumerate(given)]
-        cpu.weight_grads(x, back.pulls, codes, back.code_grads, ends, enc, dec, bias)
+        enc, dec = [None if i == frozen else g for i, g in enumerate(given[:2])]
+        cpu.weight_grads(x, back.pulls, codes, back.code_grads, ends, enc, dec, given[2])
         assert np.isnan(given[frozen]).all()
         for i in {0, 1, 2} - {frozen}:
             assert np.array_equal(given[i], both[i])

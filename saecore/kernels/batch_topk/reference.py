@@ -13,10 +13,13 @@ def select_ranked(scores: Float[Tensor, "batch n_latents"], budget: int, rows: i
     A last group with fewer rows has a budget in proportion. Ties go to the lower row, then to the lower latent.
     """
     mask = torch.zeros_like(scores, dtype=torch.bool)
-    for start in range(0, len(scores), rows):
-        group = scores[start : start + rows].reshape(-1)
-        order = torch.sort(group, descending=True, stable=True).indices[: budget * min(rows, len(scores) - start)]
-        mask[start : start + rows].view(-1)[order] = True
+    whole = len(scores) // rows * rows
+    for part, part_rows in ((slice(0, whole), rows), (slice(whole, None), len(scores) - whole)):
+        if part_rows and len(scores[part]):
+            groups = scores[part].reshape(-1, part_rows * scores.shape[1])
+            order = torch.sort(groups, dim=1, descending=True, stable=True).indices[:, : budget * part_rows]
+            chosen = torch.zeros_like(groups, dtype=torch.bool).scatter_(1, order, True)
+            mask[part] = chosen.view(-1, scores.shape[1])
     return mask & (scores > 0)
 
 
