@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from saecore.report import ledger
 from saecore.saes import checkpoint
 from saecore.sources.synthetic import Superposition
 from saecore.spec import ConstraintSpec, RunSpec, SAESpec, SourceSpec, SpecError, TrainingSpec, require
-from saecore.training import Trainer, start, train_many
+from saecore.training import Trainer, shared_streams, start, train_many
 
 log = logging.getLogger(__name__)
 
@@ -120,13 +120,9 @@ def make(fields: dict[str, Any]) -> RunSpec:
     )
 
 
-def shared_streams(runs: Iterable[RunSpec]) -> list[list[RunSpec]]:
-    """Groups of runs that see the same samples and the same number of them, in the order of their first run."""
-    groups: dict[tuple, list[RunSpec]] = {}
-    for run in runs:
-        key = (run.source, run.training.batch_size, run.training.seed, run.training.steps)
-        groups.setdefault(key, []).append(run)
-    return list(groups.values())
+def run(name: str, device: str = "cpu") -> None:
+    """Every run of a sweep in the book, to the end."""
+    run_all(*load(find(name)), device)
 
 
 def run_all(experiment: str, groups: Sequence[Sequence[RunSpec]], device: str = "cpu", at_once: int = 8) -> None:
@@ -135,6 +131,7 @@ def run_all(experiment: str, groups: Sequence[Sequence[RunSpec]], device: str = 
     A group shares its stream of samples and trains together, ``at_once`` runs at a time. Interrupted, it continues
     from the last checkpoint in the cache.
     """
+    paths.writable(paths.cache())
     for group in groups:
         done = ledger.finished(experiment)
         todo = [run for run in group if run.key() not in done]
@@ -170,9 +167,8 @@ def _run_group(experiment: str, group: list[RunSpec], source: Superposition) -> 
 
 
 def _record(experiment: str, trainer: Trainer, source: Superposition, step: int, values: dict[str, float]) -> None:
-    silent = (trainer.silent >= SILENT_STEPS).float().mean()
-    values = values | {"silent_share": float(silent)}
-    ledger.record(experiment, [_row(experiment, trainer, source, step, n, v) for n, v in values.items()])
+    values = values | {"silent_share": float((trainer.silent >= SILENT_STEPS).float().mean())}
+    ledger.record(experiment, ledger.rows(trainer.run, step, values, trainer.seconds, source.device))
 
 
 def sae_path(run: RunSpec) -> Path:
@@ -182,24 +178,3 @@ def sae_path(run: RunSpec) -> Path:
 
 def _state_path(run: RunSpec) -> Path:
     return paths.cache() / "training" / f"{run.key()}.safetensors"
-
-
-def _row(experiment: str, trainer: Trainer, source: Superposition, step: int, metric: str, value: float) -> dict:
-    run = trainer.run
-    return {
-        "experiment": experiment,
-        "key": run.key(),
-        "source": run.source.probability,
-        "architecture": run.sae.architecture,
-        "constraint": run.constraint.name,
-        "init": run.constraint.init,
-        "l0": run.sae.l0,
-        "seed": run.training.seed,
-        "step": step,
-        "metric": metric,
-        "value": value,
-        "device": ledger.device(source.device),
-        "commit": ledger.commit(),
-        "seconds": trainer.seconds,
-        "settings": run.settings(),
-    }

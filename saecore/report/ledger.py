@@ -68,6 +68,27 @@ def path(experiment: str) -> Path:
     return paths.results() / f"{experiment}.csv"
 
 
+def rows(
+    run: spec.RunSpec, step: int, values: Mapping[str, float], seconds: float, on: str | torch.device
+) -> list[dict[str, Any]]:
+    """A row for each of a run's measured ``values`` at a training step, ``seconds`` of training in."""
+    same = {
+        "key": run.key(),
+        "source": run.source.probability,
+        "architecture": run.sae.architecture,
+        "constraint": run.constraint.name,
+        "init": run.constraint.init,
+        "l0": float(run.sae.l0),
+        "seed": run.training.seed,
+        "step": step,
+        "device": device(on),
+        "commit": commit(),
+        "seconds": seconds,
+        "settings": run.settings(),
+    }
+    return [{**same, "metric": metric, "value": value} for metric, value in values.items()]
+
+
 def record(experiment: str, rows: Iterable[Row], nonfinite: Collection[str] = ()) -> Path:
     """Merge ``rows`` into the experiment's file: rows of equal identity are replaced, all others kept.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -10,7 +10,7 @@ from saecore.metrics.evaluate import evaluate, glimpse
 from saecore.report import ledger
 from saecore.sources.synthetic import Superposition
 from saecore.spec import RunSpec
-from saecore.training import Trainer, start, train_many
+from saecore.training import Trainer, shared_streams, start, train_many
 
 
 def train_live(runs: Sequence[RunSpec], marks: Sequence[int] = (), rows: int = 8192) -> pd.DataFrame:
@@ -19,12 +19,8 @@ def train_live(runs: Sequence[RunSpec], marks: Sequence[int] = (), rows: int = 8
     Runs that see the same samples train on one stream. At each of ``marks`` (steps) a learning curve's few metrics
     are measured on a quarter of ``rows`` samples, at the end all of them on ``rows``.
     """
-    groups: dict[tuple, list[RunSpec]] = {}
-    for run in runs:
-        same = (run.source, run.training.batch_size, run.training.seed, run.training.steps)
-        groups.setdefault(same, []).append(run)
     found: list[dict] = []
-    for group in groups.values():
+    for group in shared_streams(runs):
         source, steps = Superposition(group[0].source), group[0].training.steps
         trainers = [start(run, source) for run in group]
         for mark in sorted(m for m in set(marks) if m < steps):
@@ -38,21 +34,5 @@ def train_live(runs: Sequence[RunSpec], marks: Sequence[int] = (), rows: int = 8
     return pd.DataFrame(found, columns=pd.Index(ledger.COLUMNS))
 
 
-def _rows(trainer: Trainer, step: int, values: dict[str, float]) -> Iterator[dict]:
-    run = trainer.run
-    same = {
-        "experiment": "live",
-        "key": run.key(),
-        "source": run.source.probability,
-        "architecture": run.sae.architecture,
-        "constraint": run.constraint.name,
-        "init": run.constraint.init,
-        "l0": float(run.sae.l0),
-        "seed": run.training.seed,
-        "step": step,
-        "device": ledger.device(trainer.sae.W_enc.device),
-        "commit": ledger.commit(),
-        "seconds": trainer.seconds,
-        "settings": run.settings(),
-    }
-    return ({**same, "metric": metric, "value": value} for metric, value in values.items())
+def _rows(trainer: Trainer, step: int, values: dict[str, float]) -> list[dict]:
+    return ledger.rows(trainer.run, step, values, trainer.seconds, trainer.sae.W_enc.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -309,6 +309,15 @@ def calibrate(sae: SAE, source: Superposition, l0: int | None = None, rows: int 
         sae.b_enc.sub_(cut)
     else:
         sae.threshold.fill_(max(cut, 0.0))
+
+
+def shared_streams(runs: Iterable[RunSpec]) -> list[list[RunSpec]]:
+    """Groups of runs that see the same samples and the same number of them, in the order of their first run."""
+    groups: dict[tuple, list[RunSpec]] = {}
+    for run in runs:
+        key = (run.source, run.training.batch_size, run.training.seed, run.training.steps)
+        groups.setdefault(key, []).append(run)
+    return list(groups.values())
 
 
 def train_many(
