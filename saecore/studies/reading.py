@@ -23,7 +23,7 @@ PENALTY = 0.1
 def ways(world: Superposition, rows: int = 2048, slow_rows: int = 128) -> pd.DataFrame:
     """Precision, recall and F1 of five ways to read a sample, and what the features they name can explain.
 
-    ``explained_variance`` gives the named features the amplitudes that fit best. The two iterative ways, and every
+    ``f1_error`` is the standard error that comes from the number of rows. ``explained_variance`` gives the named features the amplitudes that fit best. The two iterative ways, and every
     ``explained_variance``, are measured on the first ``slow_rows`` rows alone.
     """
     batch = world.batch(rows, 0, EVALUATION)
@@ -92,10 +92,12 @@ def _pursued(
 
 
 def _scores(told: Bool[Tensor, "batch n_features"], fired: Bool[Tensor, "batch n_features"]) -> dict[str, float]:
-    hits, n_told, n_fired = (float(mask.sum()) for mask in (told & fired, told, fired))
+    hits, n_told, n_fired = (mask.sum(1).double() for mask in (told & fired, told, fired))
+    each = 2 * hits / (n_told + n_fired).clamp_min(1)
     return {
-        "codes": n_told / len(told),
-        "precision": hits / max(n_told, 1),
-        "recall": hits / max(n_fired, 1),
-        "f1": 2 * hits / max(n_told + n_fired, 1),
+        "codes": float(n_told.mean()),
+        "precision": float(hits.sum() / n_told.sum().clamp_min(1)),
+        "recall": float(hits.sum() / n_fired.sum().clamp_min(1)),
+        "f1": float(2 * hits.sum() / (n_told.sum() + n_fired.sum()).clamp_min(1)),
+        "f1_error": float(each.std() / len(each) ** 0.5),
     }

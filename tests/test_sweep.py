@@ -1,0 +1,141 @@
+"""Sweeps: what a file says is what runs, once, and an interrupted one goes on."""
+
+from pathlib import Path
+
+import pytest
+
+from saecore import cli, paths, sweep
+from saecore.report import ledger
+from saecore.spec import SpecError
+
+SMALL = """
+experiment: tiny
+defaults: {training.steps: 60, source.n_features: 24, source.d_model: 8, source.expected_l0: 2, sae.l0: 2,
+           training.batch_size: 64}
+blocks:
+  - {probability: constant, seed: [0, 1], architecture: [topk, batch_topk]}
+  - {probability: constant, seed: 0, architecture: topk, constraint: [frozen_decoder, untrained]}
+"""
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(paths.RESULTS, str(tmp_path / "results"))
+    monkeypatch.setenv(paths.CACHE, str(tmp_path / "cache"))
+    return tmp_path
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "tiny.yml"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_gives_the_product_of_its_lists_in_groups_that_share_samples(tmp_path: Path) -> None:
+    experiment, groups = sweep.load(written(tmp_path, SMALL))
+    found = [[(r.sae.architecture, r.constraint.name, r.source.seed, r.training.seed) for r in g] for g in groups]
+    assert experiment == "tiny"
+    assert found == [
+        [("topk", "free", 0, 0), ("batch_topk", "free", 0, 0)],
+        [("topk", "free", 1, 1), ("batch_topk", "free", 1, 1)],
+        [("topk", "frozen_decoder", 0, 0), ("topk", "untrained", 0, 0)],
+    ]
+    assert groups[0][0].sae.n_latents == 24 and groups[0][0].sae.d_model == 8
+
+
+def test_a_run_that_two_blocks_name_is_there_once(tmp_path: Path) -> None:
+    twice = SMALL + "  - {probability: constant, seed: 0, architecture: topk}\n"
+    assert sum(len(g) for g in sweep.load(written(tmp_path, twice))[1]) == 6
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("experiment: tiny", "experiment: tiny\nblock: []", r"unknown entry \['block'\]"),
+        ("training.steps", "training.step", r"training has no field \['step'\].*'steps'"),
+        ("training.steps", "speed", "field 'speed' is unknown; write part.field"),
+        ("[topk, batch_topk]", "[top_k]", "architecture='top_k' is unknown; choose one of"),
+        ("sae.l0: 2", "sae.l0: 25", "l0=25 must lie between 1 and n_latents=24"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_the_way_out(tmp_path: Path, old: str, new: str, said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        sweep.load(written(tmp_path, SMALL.replace(old, new)))
+
+
+def test_parts_share_the_groups_out(tmp_path: Path) -> None:
+    groups = sweep.load(written(tmp_path, SMALL))[1]
+    assert sweep.part(groups, "1/2") == [groups[0], groups[2]]
+    assert sweep.part(groups, "2/2") == [groups[1]]
+
+
+@pytest.mark.parametrize("share", ["0/2", "3/2", "half", "1/", "/2"])
+def test_a_part_that_is_none_is_refused(share: str) -> None:
+    with pytest.raises(SpecError, match="is not of the form I/N"):
+        sweep.part([], share)
+
+
+def test_an_unknown_sweep_is_refused_and_the_known_are_named() -> None:
+    with pytest.raises(SpecError, match="no sweep 'nothing'.*feature_recovery"):
+        sweep.find("nothing")
+
+
+def test_the_books_sweeps_are_valid() -> None:
+    for path in (paths.book() / "sweeps").glob("*.yml"):
+        assert sum(len(group) for group in sweep.load(path)[1]) > 1
+
+
+def test_every_run_is_recorded_and_none_twice(places: Path) -> None:
+    experiment, groups = sweep.load(written(places, SMALL))
+    sweep.run_all(experiment, groups)
+    frame = ledger.read("tiny")
+    runs = {run.key() for group in groups for run in group}
+    assert set(frame["key"]) == runs == ledger.finished("tiny")
+    assert {p.stem for p in (places / "cache" / "saes").iterdir()} == runs
+    assert not list((places / "cache" / "training").glob("*"))
+    before = ledger.path("tiny").read_bytes()
+    sweep.run_all(experiment, groups)
+    assert ledger.path("tiny").read_bytes() == before
+
+
+def test_an_interrupted_sweep_ends_where_an_uninterrupted_one_does(
+    places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment, groups = sweep.load(written(places, SMALL.replace("training.steps: 60", "training.steps: 1100")))
+    group = groups[:1]
+    sweep.run_all(experiment, group)
+    whole = sweep.sae_path(group[0][0]).read_bytes()
+    monkeypatch.setenv(paths.CACHE, str(places / "second"))
+    monkeypatch.setenv(paths.RESULTS, str(places / "second"))
+    monkeypatch.setattr(sweep, "SAVE_SECONDS", 0)
+    train, calls = sweep.train_many, []
+
+    def stops(trainers, source, steps):
+        calls.append(steps)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        train(trainers, source, steps)
+
+    monkeypatch.setattr(sweep, "train_many", stops)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run_all(experiment, group)
+    sweep.run_all(experiment, group)
+    assert sweep.sae_path(group[0][0]).read_bytes() == whole
+
+
+def test_the_command_plans_runs_and_refuses(places: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(written(places, SMALL))
+    assert cli.main(["run", path, "--plan"]) == 0
+    assert capsys.readouterr().out.count("to run") == 6
+    assert cli.main(["run", path, "--part", "3/3"]) == 0
+    assert cli.main(["run", path, "--plan"]) == 0
+    assert capsys.readouterr().out.count(" recorded ") == 2
+    assert cli.main(["run", "nothing"]) == cli.REFUSED
+    assert "no sweep 'nothing'" in capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_written_is_named(places: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    (places / "file").write_text("")
+    monkeypatch.setenv(paths.CACHE, str(places / "file" / "cache"))
+    assert cli.main(["run", str(written(places, SMALL))]) == cli.REFUSED
+    assert "cannot write" in capsys.readouterr().err
