@@ -273,10 +273,10 @@ def cosine_histogram(
     figure = BookFigure(figsize=(WIDTH, 3.4))
     ax = figure.subplots()
     edges = np.arange(0, 1 + width, width)
-    random = np.histogram(np.asarray(chance), edges)[0] / np.size(chance)
+    random = np.histogram(np.asarray(chance), edges)[0] / np.asarray(chance).size
     ax.stairs(random, edges, fill=True, color=LIGHT, label="chance")
     for (name, values), style in zip(cosines.items(), _styles(list(cosines)), strict=True):
-        shares = np.histogram(np.clip(np.asarray(values), 0, 1 - 1e-9), edges)[0] / np.size(values)
+        shares = np.histogram(np.clip(np.asarray(values), 0, 1 - 1e-9), edges)[0] / np.asarray(values).size
         ax.stairs(shares, edges, color=style.colour, linestyle=style.line, linewidth=2, label=names.label(name))
     ax.axvline(threshold, color=INK, linestyle=(0, (4, 3)), linewidth=1.2)
     ax.annotate(
@@ -530,15 +530,15 @@ def superposition_sketch(
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
     for i, row in enumerate(rows):
         if i not in amplitude:
-            _arrow(left, (0, 0), row, LIGHT, 1.5)
+            _arrow(left, np.zeros(2), row, LIGHT, 1.5)
             left.annotate(str(i), 1.1 * row, ha="center", va="center", color=GREY, fontsize=10)
     start = np.zeros(2)
     for i, c in amplitude.items():
-        _arrow(left, (0, 0), rows[i], colours[i], 2.5)
+        _arrow(left, np.zeros(2), rows[i], colours[i], 2.5)
         left.annotate(str(i), 1.1 * rows[i], ha="center", va="center", color=INK, fontsize=10, weight="bold")
         left.plot(*zip(start, start + c * rows[i], strict=True), color=colours[i], linestyle=":", linewidth=2)
         start = start + c * rows[i]
-    _arrow(left, (0, 0), x, INK, 2.5)
+    _arrow(left, np.zeros(2), x, INK, 2.5)
     left.annotate("x", 1.1 * x, ha="center", va="center", weight="bold", fontsize=13)
     left.set_aspect("equal")
     reach = 1.2 * max(1.0, np.abs(x).max())
@@ -769,7 +769,7 @@ def chance_figure(frame: pd.DataFrame, d_model: int, threshold: float = RECOVERE
     latents = np.geomspace(frame["latents"].min(), frame["latents"].max(), 60)
     ax.plot(
         latents,
-        [typical_best(d_model, n) for n in latents],
+        [typical_best(d_model, round(n)) for n in latents],
         color=INK,
         linestyle="--",
         linewidth=1.2,

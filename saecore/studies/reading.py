@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,8 @@ PENALTY = 0.1
 def ways(world: Superposition, rows: int = 2048, slow_rows: int = 128) -> pd.DataFrame:
     """Precision, recall and F1 of five ways to read a sample, and what the features they name can explain.
 
-    ``f1_error`` is the standard error that comes from the number of rows. ``explained_variance`` gives the named features the amplitudes that fit best. The two iterative ways, and every
-    ``explained_variance``, are measured on the first ``slow_rows`` rows alone.
+    ``f1_error`` is the standard error that comes from the number of rows. ``explained_variance`` gives the named
+    features the amplitudes that fit best. It, and the two iterative ways, are measured on the first ``slow_rows`` rows.
     """
     batch = world.batch(rows, 0, EVALUATION)
     scores, fired = batch.x @ world.features.T, batch.dense_codes(len(world.features)) > 0
@@ -46,16 +47,20 @@ def ways(world: Superposition, rows: int = 2048, slow_rows: int = 128) -> pd.Dat
 
 
 def best_step(world: Superposition, x: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch n_features"]:
-    """Score of each feature by the best linear detector, plus what its frequency tells.
+    """Log odds that each feature fires, from the best linear detector of each and from how often it fires.
 
-    The detector of f is proportional to C^-1 f, with C the covariance of x, and answers 1 to f itself. Taken as
-    Gaussian around 0 (silent) or 1 (firing), its score s has log odds that grow with s + variance * log(p / (1 - p)).
+    The detector of f is proportional to C^-1 f, with C the covariance of x, and answers 1 to f itself. Its answer s is
+    taken as Gaussian around 0 (silent) or 1 (firing), with the variance v that comes from all other features:
+    (s - 1/2) / v + log(p / (1 - p)).
     """
     covariance, p = world.covariance(), world.probabilities
+    first, second = np.exp(world.spec.sigma**2 / 2), np.exp(2 * world.spec.sigma**2)
     weights = world.features @ torch.linalg.inv(covariance)
     weights = weights / (weights * world.features).sum(1, keepdim=True)
-    variance = (weights @ covariance * weights).sum(1)
-    return (x - world.mean()) @ weights.T + variance * torch.log(p / (1 - p)).to(variance)
+    own = (p * second - (p * first) ** 2).to(weights)
+    variance = ((weights @ covariance * weights).sum(1) - own).clamp_min(1e-6)
+    answers = (x - world.mean()) @ weights.T + (p * first).to(weights)
+    return (answers - 0.5) / variance + torch.log(p / (1 - p)).to(weights)
 
 
 def fitted(
@@ -67,7 +72,8 @@ def fitted(
     left = 0.0
     for row, chosen in zip(x.double(), mask[: len(x)], strict=True):
         basis = directions[chosen].double().T
-        left += float((row - basis @ torch.linalg.lstsq(basis, row).solution).square().sum()) if chosen.any() else 0.0
+        fit = basis @ torch.linalg.lstsq(basis, row).solution if chosen.any() else torch.zeros_like(row)
+        left += float((row - fit).square().sum())
     return 1 - left / float((x - x.mean(0)).double().square().sum())
 
 
@@ -87,7 +93,10 @@ def _pursued(
     x: Float[Tensor, "batch d_model"], directions: Float[Tensor, "n_features d_model"], k: int
 ) -> Bool[Tensor, "batch n_features"]:
     wide = directions.double()
-    codes: Any = orthogonal_mp_gram((wide @ wide.T).numpy(), (wide @ x.double().T).numpy(), n_nonzero_coefs=k)
+    gram, dots = (wide @ wide.T).numpy(), (wide @ x.double().T).numpy()
+    with warnings.catch_warnings():  # it warns where fewer than k features explain a row fully, and stops there
+        warnings.simplefilter("ignore", RuntimeWarning)
+        codes: Any = orthogonal_mp_gram(gram, dots, n_nonzero_coefs=k)
     return torch.from_numpy(codes.T != 0)
 
 

@@ -204,3 +204,12 @@ def test_effects_need_a_headline_and_a_choice(frame):
 def test_show_wants_a_table_of_its_own():
     with pytest.raises(CompareError, match=r"no \['mean', 'low', 'high', 'n'\]"):
         compare.show(pd.DataFrame({"a": [1]}))
+
+
+def test_the_best_of_several_lies_above_their_mean():
+    assert compare.best_of(1) == pytest.approx(0, abs=1e-9)
+    assert compare.best_of(2) == pytest.approx(1 / math.sqrt(math.pi), rel=1e-6)
+    draws = np.random.default_rng(0).standard_normal((100_000, 5)).max(axis=1).mean()
+    assert compare.best_of(5) == pytest.approx(draws, abs=0.01)
+    with pytest.raises(CompareError, match="n=0 must be at least 1"):
+        compare.best_of(0)

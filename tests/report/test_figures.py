@@ -5,14 +5,18 @@ import itertools
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 from saecore import spec
-from saecore.report import compare, figures, ledger, names
+from saecore.metrics.detection import Detection
+from saecore.report import compare, figures, ledger, names, paper
 from saecore.sources.synthetic import Superposition
 
 HEADLINE = {"settings": "", "l0": 20}
 STEPS = (1000, 10_000, 60_000)
+METRICS = ("explained_variance", "sparse_probing_top1", "ravel_disentanglement")
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +60,10 @@ def every(study, rng):
     swept = ledger.expand(trained.loc[trained["source"] == "variable"], "training.learning_rate")
     angles = np.linspace(0, 2 * np.pi, 8)[:-1]
     norms = rng.lognormal(size=200)
+    table2 = paper.table().query("source == 'Table 2' and architecture == 'batch_topk'")
+    table2 = table2.astype({"value": float, "spread": float})
+    seen = Detection(np.linspace(-4, 4, 401))
+    seen.update(torch.from_numpy(rng.standard_normal((50, 20))), torch.from_numpy(rng.random((50, 20)) < 0.2))
     made = {
         "recovery_curve": figures.recovery_curve(study.loc[study["settings"] == ""]),
         "recovery_bars": figures.recovery_bars(free),
@@ -76,12 +84,25 @@ def every(study, rng):
         "selection_figure": figures.selection_figure(
             norms, {"topk": np.full(200, 20), "batch_topk": rng.poisson(20, 200)}
         ),
+        "headline_figure": figures.headline_figure(table2, METRICS, {METRICS[1]: 0.5}),
+        "tradeoff_figure": figures.tradeoff_figure(
+            study.loc[(study["source"] == "variable") & (study["settings"] == "")]
+        ),
+        "amplitude_figure": figures.amplitude_figure({"narrow": 0.25, "wide": 0.5}),
+        "norm_figure": figures.norm_figure(norms, np.repeat([3, 4], 100)),
+        "sample_figure": figures.sample_figure(rng.standard_normal(100), np.arange(5), np.ones(5)),
+        "detection_figure": figures.detection_figure(seen, 50),
+        "chance_figure": figures.chance_figure(
+            pd.DataFrame({"latents": [10, 100], "seed": 0, "mean": [0.2, 0.3], "max": [0.4, 0.5]}), 100
+        ),
     }
     return made
 
 
 def _functions():
-    return {n for n, f in inspect.getmembers(figures, inspect.isfunction) if hasattr(f, "__wrapped__")}
+    """Public functions that return a figure; jaxtyping wraps every function, so being wrapped says nothing."""
+    found = inspect.getmembers(figures, inspect.isfunction)
+    return {n for n, f in found if n[0] != "_" and f.__annotations__.get("return") == "BookFigure"}
 
 
 def test_every_figure_has_labels_and_alt_text_and_none_stays_open(every):
@@ -123,6 +144,24 @@ def test_the_papers_values_are_marked(every):
     assert sorted(float(line.get_xdata()[0]) for line in marks) == pytest.approx(
         [0.0003, 3 / 3200, 3 / 3200, 225 / 3200, 297 / 3200, 0.43, 0.67, 0.67, 0.71, 0.71, 0.999]
     )
+
+
+def test_the_best_baseline_is_ringed_and_it_is_not_the_trained_one(every):
+    rings = [line for ax in every["headline_figure"].axes for line in ax.lines if line.get_markersize() == 15]
+    rows = [t.get_text() for t in every["headline_figure"].axes[0].get_yticklabels()]
+    ringed = [(rows[int(line.get_ydata()[0])], float(line.get_xdata()[0])) for line in rings]
+    assert ringed == [
+        ("soft-frozen decoder, iso", 0.785),
+        ("frozen decoder, cov", 0.692),
+        ("soft-frozen decoder, iso", 0.728),
+    ]
+
+
+def test_a_detection_is_drawn_as_counts_per_sample(every):
+    left = every["detection_figure"].axes[0]
+    drawn = [patch.get_data() for patch in left.patches]
+    per_sample = sum(float((d.values * np.diff(d.edges)).sum()) for d in drawn)
+    assert per_sample == pytest.approx(20, rel=1e-6)
 
 
 def test_the_same_picture_is_the_same_bytes(every):
