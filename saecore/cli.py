@@ -129,7 +129,8 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     import torch
 
     from saecore import sweep
-    from saecore.report.ledger import finished
+    from saecore.report.ledger import LedgerError, finished
+    from saecore.saes import CheckpointError
     from saecore.spec import SpecError
 
     if arguments.threads:
@@ -137,8 +138,10 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     try:
         experiment, groups = sweep.load(sweep.find(arguments.sweep))
         groups = sweep.part(groups, arguments.part)
-    except SpecError as error:
+    except (SpecError, OSError) as error:
         return complain(error, REFUSED)
+    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+        return complain(f"--device {arguments.device}: torch sees no GPU here; leave it out for the CPU", REFUSED)
     runs = [run for group in groups for run in group]
     if arguments.plan:
         done = finished(experiment)
@@ -147,7 +150,13 @@ def run_sweep(arguments: argparse.Namespace) -> int:
             print(f"{run.key()} {state:8} {run.source.probability} {run.sae.architecture} {run.constraint.name} "
                   f"seed {run.training.seed} steps {run.training.steps} {run.settings()}")  # fmt: skip
         return 0
-    sweep.run_all(experiment, groups, arguments.device)
+    try:
+        sweep.run_all(experiment, groups, arguments.device)
+    except (CheckpointError, LedgerError) as error:
+        return complain(error, FAILED)
+    left = {run.key() for run in runs} - finished(experiment)
+    if left:
+        return complain(f"{experiment}: {len(left)} of {len(runs)} runs are not recorded: {sorted(left)}", FAILED)
     print(f"{experiment}: {len(runs)} runs recorded")
     return 0
 

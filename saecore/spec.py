@@ -31,6 +31,18 @@ def require(ok: bool, message: str) -> None:
         raise SpecError(message)
 
 
+def settle_types(spec: typing.Any) -> None:
+    """Whole numbers in float fields become floats, so that equal specs have equal keys; other types are refused."""
+    for item in dataclasses.fields(spec):
+        value, wanted = getattr(spec, item.name), str(item.type)
+        if wanted == "float" and isinstance(value, int) and not isinstance(value, bool):
+            object.__setattr__(spec, item.name, float(value))
+        elif wanted in ("int", "float", "bool", "str"):
+            kind = {"int": int, "float": float, "bool": bool, "str": str}[wanted]
+            ok = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+            require(ok, f"{item.name}={value!r} is a {type(value).__name__}; write it as {wanted}")
+
+
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     require(value in allowed, f"{name}={value!r} is unknown; choose one of {', '.join(allowed)}")
 
@@ -79,6 +91,7 @@ class SourceSpec(Keyed):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        settle_types(self)
         one_of("probability", self.probability, PROBABILITIES)
         require(self.n_features >= 2, f"n_features={self.n_features} must be at least 2")
         require(self.d_model >= 1, f"d_model={self.d_model} must be at least 1")
@@ -123,6 +136,7 @@ class SAESpec(Keyed):
     ortho_every: int = 5
 
     def __post_init__(self) -> None:
+        settle_types(self)
         one_of("architecture", self.architecture, ARCHITECTURES)
         require(self.d_model >= 1, f"d_model={self.d_model} must be at least 1")
         require(self.n_latents >= 1, f"n_latents={self.n_latents} must be at least 1")
@@ -145,6 +159,12 @@ class SAESpec(Keyed):
         )
         require(self.aux_coefficient >= 0, f"aux_coefficient={self.aux_coefficient} must not be negative")
         require(self.bandwidth > 0, f"bandwidth={self.bandwidth} must be positive")
+        for name in ("aux_k", "dead_after", "ortho_every"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        require(
+            not self.rescale or self.selects_by_rank,
+            f"rescale applies where codes are ranked, not to {self.architecture!r}; leave it False",
+        )
 
     @property
     def centred(self) -> bool:
@@ -194,6 +214,7 @@ class ConstraintSpec(Keyed):
     tied: bool = True
 
     def __post_init__(self) -> None:
+        settle_types(self)
         one_of("constraint", self.name, CONSTRAINTS)
         one_of("init", self.init, INITS)
         require(0 <= self.tau < 1, f"tau={self.tau} must lie in [0, 1); for tau=1 use frozen_decoder")
@@ -224,6 +245,7 @@ class TrainingSpec(Keyed):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        settle_types(self)
         require(self.steps >= 0, f"steps={self.steps} must not be negative")
         require(self.batch_size >= 1, f"batch_size={self.batch_size} must be at least 1")
         require(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be positive")
@@ -268,6 +290,8 @@ class RunSpec(Keyed):
         """What differs from the headline runs, for the ledger: ``name=value;...`` without the ledger's own columns."""
         columns = {"source.probability", "source.seed", "sae.l0", "training.seed", "training.steps"}
         columns |= {"constraint.name", "constraint.init"}
+        if self.source.seed != self.training.seed:
+            columns.discard("source.seed")
         return ";".join(f"{k}={v}" for k, v in sorted(self.differences().items()) if k not in columns)
 
 

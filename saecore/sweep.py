@@ -18,7 +18,7 @@ from saecore.report import ledger
 from saecore.saes import checkpoint
 from saecore.sources.synthetic import Superposition
 from saecore.spec import ConstraintSpec, RunSpec, SAESpec, SourceSpec, SpecError, TrainingSpec, require
-from saecore.training import Trainer, shared_streams, start, train_many
+from saecore.training import DivergedError, Trainer, shared_streams, start, train_many
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,12 @@ def load(path: Path) -> tuple[str, list[list[RunSpec]]]:
     values. Fields are named ``part.field`` (``training.learning_rate``), with ``architecture``, ``probability``,
     ``constraint`` and ``seed`` for short. A seed is the seed of the world and of the start. Raises SpecError.
     """
-    data = yaml.safe_load(path.read_text())
+    try:
+        data = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise SpecError(f"{path.name} is not YAML: {error}") from error
+    whole = isinstance(data, dict) and {"experiment", "blocks"} <= set(data)
+    require(whole, f"{path.name} needs the entries experiment and blocks")
     unknown = sorted(set(data) - {"experiment", "defaults", "blocks"})
     require(not unknown, f"{path.name}: unknown entry {unknown}; a sweep has experiment, defaults and blocks")
     seen: set[str] = set()
@@ -109,6 +114,7 @@ def make(fields: dict[str, Any]) -> RunSpec:
         known = {f.name for f in dataclasses.fields(cls)}
         wrong = sorted(set(parts[part]) - known)
         require(not wrong, f"{part} has no field {wrong}; it has {sorted(known)}")
+    require("architecture" in parts["sae"], "a run needs an architecture")
     source = SourceSpec(**parts["source"])
     parts["sae"].setdefault("d_model", source.d_model)
     parts["sae"].setdefault("n_latents", source.n_features)
@@ -132,6 +138,8 @@ def run_all(experiment: str, groups: Sequence[Sequence[RunSpec]], device: str = 
     from the last checkpoint in the cache.
     """
     paths.writable(paths.cache())
+    paths.writable(paths.results(), paths.RESULTS)
+    ledger.commit()  # asked now: the code that runs is the code of this moment
     for group in groups:
         done = ledger.finished(experiment)
         todo = [run for run in group if run.key() not in done]
@@ -147,7 +155,7 @@ def _run_group(experiment: str, group: list[RunSpec], source: Superposition) -> 
     steps, saved = group[0].training.steps, time.monotonic()
     for stop in sorted({m for m in MARKS if m < steps} | set(range(500, steps, 500)) | {steps}):
         behind = [t for t in trainers if t.steps_done < stop]
-        train_many(trainers, source, stop)
+        trainers = _advance(trainers, source, stop)
         for trainer in behind:
             if trainer.steps_done == stop < steps and stop in MARKS:
                 _record(experiment, trainer, source, stop, glimpse(trainer.sae, source))
@@ -159,15 +167,27 @@ def _run_group(experiment: str, group: list[RunSpec], source: Superposition) -> 
     for trainer in trainers:
         values = evaluate(trainer.sae, source, start=start(trainer.run, source).sae.W_dec.detach())
         checkpoint.save(sae_path(trainer.run), trainer.sae, trainer.run)
-        _record(experiment, trainer, source, steps, values)
+        _record(experiment, trainer, source, trainer.steps_done, values)
         _state_path(trainer.run).unlink(missing_ok=True)
         run, found = trainer.run, (values["explained_variance"], values["features_recovered"])
         log.info("%s %s %s %s EV %.3f recovered %d", run.key(), run.sae.architecture, run.constraint.name,
                  run.settings(), *found)  # fmt: skip
 
 
+def _advance(trainers: list[Trainer], source: Superposition, stop: int) -> list[Trainer]:
+    """Train to ``stop``; a run that diverges is reported and left out, the others go on."""
+    while True:
+        try:
+            train_many(trainers, source, stop)
+            return trainers
+        except DivergedError as error:
+            log.error("%s; it is left out", error)
+            trainers = [t for t in trainers if t.run.key() != error.key]
+
+
 def _record(experiment: str, trainer: Trainer, source: Superposition, step: int, values: dict[str, float]) -> None:
-    values = values | {"silent_share": float((trainer.silent >= SILENT_STEPS).float().mean())}
+    if trainer.steps_done >= SILENT_STEPS:
+        values = values | {"silent_share": float((trainer.silent >= SILENT_STEPS).float().mean())}
     ledger.record(experiment, ledger.rows(trainer.run, step, values, trainer.seconds, source.device))
 
 

@@ -106,7 +106,13 @@ class Superposition:
         return (self.probabilities * amplitude).to(self.features) @ self.features
 
     def covariance(self) -> Float[Tensor, "d_model d_model"]:
-        """Cov x, exactly for independent features (``correlation`` = 0)."""
+        """Cov x, exactly. The two features of a correlated pair add their common part."""
         first, second = np.exp(self.spec.sigma**2 / 2), np.exp(2 * self.spec.sigma**2)
         variance = (self.probabilities * second - (self.probabilities * first) ** 2).to(self.features)
-        return (self.features * variance[:, None]).T @ self.features
+        independent = (self.features * variance[:, None]).T @ self.features
+        if not self.spec.correlation:
+            return independent
+        p, even = self.probabilities[:-1:2], self.features[:-1:2]
+        shared = (self.spec.correlation * p * (1 - p) * first**2).to(self.features)
+        cross = (even * shared[:, None]).T @ self.features[1::2]
+        return independent + cross + cross.T

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -30,7 +31,11 @@ DENSE_START = 4
 
 
 class DivergedError(RuntimeError):
-    """Training met NaN or infinity."""
+    """Training met NaN or infinity; ``key`` names the run."""
+
+    def __init__(self, message: str, key: str) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 class Trainer:
@@ -57,6 +62,8 @@ class Trainer:
         names += ["b_enc"] if run.sae.has_encoder_bias else []
         names += ["threshold"] if run.sae.architecture == "jump_relu" else []
         self.trained = tuple(names)
+        if run.sae.architecture == "jump_relu":
+            sae.checked_threshold()
         self.grads = {n: torch.zeros_like(self._tensor(n)) for n in names}
         self.moments = {n: (torch.zeros_like(self._tensor(n)), torch.zeros_like(self._tensor(n))) for n in names}
         self.silent = torch.zeros(run.sae.n_latents, dtype=torch.int32, device=sae.W_enc.device)
@@ -82,7 +89,8 @@ class Trainer:
         if not np.isfinite(loss):
             raise DivergedError(
                 f"loss={loss} at step {self.steps_done} of run {self.run.key()}: "
-                "the data hold NaN or infinity, or the learning rate is too high"
+                "the data hold NaN or infinity, or the learning rate is too high",
+                self.run.key(),
             )
         self._update()
         self.silent = torch.where(fired, 0, self.silent + 1)
@@ -200,8 +208,9 @@ class Trainer:
         from saecore.kernels.sparse_codes import cpu as sparse
 
         spec, grads = self.run.sae, self.grads
-        W_enc, W_dec = self.sae.W_enc.data[dead], self.sae.W_dec.data[dead]
-        k = min(spec.aux_k, len(W_enc))
+        n, k = int(dead.sum()), min(spec.aux_k, int(dead.sum()))
+        # Zero rows are never selected. They keep the number of shapes small, each of which costs the matmul a set-up.
+        W_enc, W_dec = (F.pad(W.data[dead], (0, 0, 0, -n % 128)) for W in (self.sae.W_enc, self.sae.W_dec))
         codes, self.aux_guess = select.select_ranked(seen, W_enc, k, 1, self.aux_guess)
         nothing, ends = np.zeros(spec.d_model, dtype=np.float32), np.array([len(W_enc)], dtype=np.int64)
         back = sparse.backward(-errors.numpy(), W_dec.numpy(), nothing, codes, ends)
@@ -212,9 +221,9 @@ class Trainer:
         )
         sparse.weight_grads(seen.numpy(), back.pulls, codes, back.code_grads, ends, enc.numpy(), dec.numpy(), bias)
         if "W_dec" in grads:
-            grads["W_dec"][dead] += spec.aux_coefficient * dec
+            grads["W_dec"][dead] += spec.aux_coefficient * dec[:n]
         if "W_enc" in grads:
-            grads["W_enc"][dead] += spec.aux_coefficient * enc
+            grads["W_enc"][dead] += spec.aux_coefficient * enc[:n]
         grads["b_dec"].sub_(spec.aux_coefficient * (torch.from_numpy(bias) @ W_enc))
 
     def _add_orthogonality(self) -> None:
