@@ -80,9 +80,10 @@ bench: $(PEERS)  ## training speed beside the peers; options: make bench ARGS="-
 
 # On a GPU machine, with the Python that holds its torch: no set-up, nothing fetched.
 GPU_PYTHON ?= python3
-gpu:  ## on a GPU machine: the tests that need one, then the study; rows go to $OUT or data/results
-	$(GPU_PYTHON) -m pytest -q -p no:cacheprovider tests --ignore tests/book
-	SAECORE_RESULTS="$${OUT:-data/results}" $(GPU_PYTHON) -m saecore run feature_recovery --device cuda
+RESULTS ?= build/gpu
+gpu:  ## on a GPU machine: the tests that need one, then the study; rows go to build/gpu (make gpu RESULTS=folder)
+	$(GPU_PYTHON) -m pytest -q -p no:cacheprovider -m gpu tests/metrics
+	SAECORE_RESULTS="$(RESULTS)" $(GPU_PYTHON) -m saecore run feature_recovery --device cuda
 
 clean:  ## everything make has made, the environments included
 	rm -rf build .venv .venv-peers .pytest_cache .ruff_cache .hypothesis saecore.egg-info

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from saecore.kernels.batch_topk import reference
+from saecore.kernels.batch_topk import dense
 from saecore.saes.base import SAE
 
 
@@ -81,7 +81,7 @@ def training_loss(
         weight = sae.ranking_weight(x)
         scores = (pre if weight is None else pre * weight[:, None]).detach()
         rows = spec.rows_per_selection(len(x))
-        mask = reference.select_ranked(scores, spec.l0, rows)
+        mask = dense.select_ranked(scores, spec.l0, rows)
         codes = pre * mask
         threshold = smallest_kept(scores, mask, rows)
     reconstruction = pre.new_zeros(())

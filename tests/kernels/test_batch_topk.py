@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from saecore.kernels.batch_topk import cpu, reference
+from saecore.kernels.batch_topk import dense as dense_path
 
 GUESSES = (None, 0.0, 1e-30, 0.1, 1.0, 5.0, 1e30, float("inf"), float("nan"), -1.0)
 
@@ -201,3 +202,13 @@ def test_one_thread_and_two_agree_to_the_bit(rows, generator, two_threads):
         assert a is not None and b is not None and len(a.values) > 0
         for name in ("indptr", "indices", "values"):
             assert np.array_equal(getattr(a, name), getattr(b, name))
+
+
+@pytest.mark.parametrize(
+    ("batch", "n_latents", "budget", "rows"), [(1, 5, 2, 1), (7, 33, 3, 3), (8, 40, 2, 8), (5, 6, 6, 2)]
+)
+def test_dense_path_equals_the_definition_ties_included(batch: int, n_latents: int, budget: int, rows: int) -> None:
+    generator = torch.Generator().manual_seed(batch)
+    scores = torch.randint(-3, 4, (batch, n_latents), generator=generator).float()
+    found = dense_path.select_ranked(scores, budget, rows)
+    assert torch.equal(found, reference.select_ranked(scores, budget, rows))
