@@ -72,9 +72,9 @@ def _one_thread() -> None:
     os.environ.update(dict.fromkeys(THREADS, "1"))
     import torch
 
-    torch.set_num_threads(1)
-    if "numba" in sys.modules:
+    if "numba" in sys.modules:  # before torch: numba's pool, when it starts, may reset the number that torch reads
         sys.modules["numba"].set_num_threads(1)
+    torch.set_num_threads(1)
 
 
 def glue(name: str, value: Any, format: str = "") -> None:
