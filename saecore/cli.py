@@ -147,7 +147,7 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         done = finished(experiment)
         for run in runs:
             state = "recorded" if run.key() in done else "to run"
-            print(f"{run.key()} {state:8} {run.source.probability} {run.sae.architecture} {run.constraint.name} "
+            print(f"{run.key()} {state:8} {run.source.name} {run.sae.architecture} {run.constraint.name} "
                   f"seed {run.training.seed} steps {run.training.steps} {run.settings()}")  # fmt: skip
         return 0
     try:

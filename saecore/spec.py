@@ -20,6 +20,7 @@ CONSTRAINTS = (
 )
 INITS = ("iso", "cov", "truth")
 PROBABILITIES = ("constant", "variable")
+WEIGHTS = ("trained", "random")
 
 
 class SpecError(ValueError):
@@ -110,6 +111,45 @@ class SourceSpec(Keyed):
             self.correlation == 0 or self.probability == "constant",
             f"correlation={self.correlation} needs probability='constant', where a pair shares one probability",
         )
+
+    @property
+    def name(self) -> str:
+        """What the ledger calls this source."""
+        return self.probability
+
+
+@dataclass(frozen=True)
+class ActivationSpec(Keyed):
+    """The residual stream of a transformer on a text (paper, Sec. 4.1).
+
+    ``model`` is ``atlas``, ``minilm``, a local folder or a hub id; ``dataset`` is ``atlas``, a local file or a hub id.
+    ``layer`` counts blocks from 0 and means the residual stream that leaves the block. ``rows`` is how many token
+    positions are kept. ``weights="random"`` is the same architecture freshly initialised (Heap et al. 2025).
+    """
+
+    model: str
+    layer: int
+    dataset: str
+    d_model: int
+    rows: int = 2_000_000
+    context: int = 128
+    weights: str = "trained"
+
+    def __post_init__(self) -> None:
+        settle_types(self)
+        for name in ("model", "dataset"):
+            require(bool(getattr(self, name)), f"{name}='' is empty; give a name, a folder or a hub id")
+        require(self.layer >= 0, f"layer={self.layer} must not be negative; blocks are counted from 0")
+        for name in ("d_model", "rows"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        require(self.context >= 2, f"context={self.context} must be at least 2 tokens")
+        one_of("weights", self.weights, WEIGHTS)
+
+    @property
+    def name(self) -> str:
+        """What the ledger calls this source: the model's own name and the layer, such as ``gemma-2-2b.12``."""
+        short = self.model.rstrip("/").split("/")[-1]
+        return f"{short}.{self.layer}" + ("" if self.weights == "trained" else f".{self.weights}")
 
 
 @dataclass(frozen=True)
@@ -270,7 +310,7 @@ class RunSpec(Keyed):
     """One trained SAE: data, architecture, constraint, optimisation."""
 
     sae: SAESpec
-    source: SourceSpec = field(default_factory=SourceSpec)
+    source: SourceSpec | ActivationSpec = field(default_factory=SourceSpec)
     constraint: ConstraintSpec = field(default_factory=ConstraintSpec)
     training: TrainingSpec = field(default_factory=TrainingSpec)
 
@@ -280,17 +320,19 @@ class RunSpec(Keyed):
             f"sae.d_model={self.sae.d_model} differs from source.d_model={self.source.d_model}; set them equal",
         )
         needs_truth = self.constraint.name == "oracle" or self.constraint.init == "truth"
-        require(
-            not needs_truth or self.sae.n_latents == self.source.n_features,
-            f"the oracle and init='truth' need n_latents={self.sae.n_latents} equal to "
-            f"n_features={self.source.n_features}",
-        )
+        if needs_truth:
+            known = getattr(self.source, "n_features", None)
+            require(known is not None, f"the oracle and init='truth' need known features; {self.source.name} has none")
+            require(
+                self.sae.n_latents == known,
+                f"the oracle and init='truth' need n_latents={self.sae.n_latents} equal to n_features={known}",
+            )
 
     def settings(self) -> str:
         """What differs from the headline runs, for the ledger: ``name=value;...`` without the ledger's own columns."""
         columns = {"source.probability", "source.seed", "sae.l0", "training.seed", "training.steps"}
         columns |= {"constraint.name", "constraint.init"}
-        if self.source.seed != self.training.seed:
+        if getattr(self.source, "seed", self.training.seed) != self.training.seed:
             columns.discard("source.seed")
         return ";".join(f"{k}={v}" for k, v in sorted(self.differences().items()) if k not in columns)
 
@@ -304,7 +346,8 @@ def from_dict(data: dict[str, typing.Any]) -> RunSpec:
         require(not unknown, f"{cls.__name__} has no field {unknown}; it has {sorted(known)}")
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
-    parts = {"sae": SAESpec, "source": SourceSpec, "constraint": ConstraintSpec, "training": TrainingSpec}
+    source = ActivationSpec if "model" in data.get("source", {}) else SourceSpec
+    parts = {"sae": SAESpec, "source": source, "constraint": ConstraintSpec, "training": TrainingSpec}
     unknown = sorted(set(data) - set(parts))
     require(not unknown, f"a run has no part {unknown}; it has {sorted(parts)}")
     return RunSpec(**{name: make(cls, data[name]) for name, cls in parts.items() if name in data})

@@ -17,7 +17,7 @@ from saecore.metrics.evaluate import evaluate, glimpse
 from saecore.report import ledger
 from saecore.saes import checkpoint
 from saecore.sources.synthetic import Superposition
-from saecore.spec import ConstraintSpec, RunSpec, SAESpec, SourceSpec, SpecError, TrainingSpec, require
+from saecore.spec import ActivationSpec, ConstraintSpec, RunSpec, SAESpec, SourceSpec, SpecError, TrainingSpec, require
 from saecore.training import DivergedError, Trainer, shared_streams, start, train_many
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,8 @@ MARKS = (
 SAVE_SECONDS = 300
 SILENT_STEPS = 100
 """``silent_share`` counts the latents that fired for no training sample of so many steps."""
+WIDTH = 32
+"""Latents per dimension where a sweep does not say (paper, Sec. 4.1)."""
 SHORT = {"architecture": "sae", "probability": "source", "constraint": "constraint", "seed": "training"}
 
 
@@ -107,17 +109,18 @@ def make(fields: dict[str, Any]) -> RunSpec:
                 f"field {name!r} is unknown; write part.field with part in {sorted(parts)}, or {sorted(SHORT)}"
             )
         parts[part][item] = tuple(value) if isinstance(value, list) else value
-        if name == "seed":
-            parts["source"]["seed"] = value
-    specs = {"sae": SAESpec, "source": SourceSpec, "constraint": ConstraintSpec, "training": TrainingSpec}
+    kind = ActivationSpec if "model" in parts["source"] else SourceSpec
+    if "seed" in fields and kind is SourceSpec:
+        parts["source"].setdefault("seed", fields["seed"])
+    specs = {"sae": SAESpec, "source": kind, "constraint": ConstraintSpec, "training": TrainingSpec}
     for part, cls in specs.items():
         known = {f.name for f in dataclasses.fields(cls)}
         wrong = sorted(set(parts[part]) - known)
         require(not wrong, f"{part} has no field {wrong}; it has {sorted(known)}")
     require("architecture" in parts["sae"], "a run needs an architecture")
-    source = SourceSpec(**parts["source"])
+    source = kind(**parts["source"])
     parts["sae"].setdefault("d_model", source.d_model)
-    parts["sae"].setdefault("n_latents", source.n_features)
+    parts["sae"].setdefault("n_latents", getattr(source, "n_features", WIDTH * source.d_model))
     return RunSpec(
         SAESpec(**parts["sae"]),
         source,

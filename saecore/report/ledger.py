@@ -74,7 +74,7 @@ def rows(
     """A row for each of a run's measured ``values`` at a training step, ``seconds`` of training in."""
     same = {
         "key": run.key(),
-        "source": run.source.probability,
+        "source": run.source.name,
         "architecture": run.sae.architecture,
         "constraint": run.constraint.name,
         "init": run.constraint.init,

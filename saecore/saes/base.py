@@ -17,9 +17,11 @@ class SAE(nn.Module):
     Rows of ``W_enc`` and ``W_dec`` are latents; decoder rows have unit norm. TopK keeps the ``l0`` largest
     pre-activations of a row; every other architecture keeps those above ``threshold`` (ReLU: zero; JumpReLU: learned
     per latent; BatchTopK and its kin: the running mean of the smallest code kept in training).
+    ``scale`` is what the model's own activations are multiplied by before the SAE sees them; ``rebuild`` does it.
     """
 
     threshold: Float[Tensor, "n_latents"]
+    scale: Float[Tensor, ""]
 
     def __init__(self, spec: SAESpec) -> None:
         super().__init__()
@@ -30,6 +32,7 @@ class SAE(nn.Module):
         self.W_dec = nn.Parameter(torch.empty(m, d))
         self.b_dec = nn.Parameter(torch.zeros(d))
         self.register_buffer("threshold", torch.full((m,), torch.nan))
+        self.register_buffer("scale", torch.ones(()))
         if spec.architecture == "relu":
             self.threshold.zero_()
 
@@ -68,6 +71,10 @@ class SAE(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch d_model"]:
         return self.decode(self.encode(x))
+
+    def rebuild(self, activations: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch d_model"]:
+        """A model's own activations through the SAE and back to their own scale."""
+        return self(activations * self.scale) / self.scale
 
     @torch.no_grad()
     def encode_sparse(self, x: Float[Tensor, "batch d_model"]):

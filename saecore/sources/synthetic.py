@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from saecore.sources.base import EVALUATION as EVALUATION
+from saecore.sources.base import TRAINING
 from saecore.spec import SourceSpec
-
-TRAINING, EVALUATION = 0, 1
-"""Streams of samples: what is evaluated was never trained on."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,8 @@ class Superposition:
     runs over cells of length -log(1 - p_i), and a feature fires in a row when its cell is hit at least once.
     Randomness is counter-based: a batch depends on (seed, stream, step) alone, so a resumed run sees the same samples.
     """
+
+    scale = 1.0
 
     def __init__(self, spec: SourceSpec, device: str | torch.device = "cpu") -> None:
         self.spec = spec
@@ -99,6 +100,14 @@ class Superposition:
         own = odd[with_even | (rng.random(len(odd)) >= self.spec.correlation)]
         last = cells[(features % 2 == 0) & (features == self.spec.n_features - 1)]
         return np.unique(np.concatenate([even, last, own, copied]))
+
+    @property
+    def truth(self) -> Float[Tensor, "n_features d_model"]:
+        return self.features
+
+    def start_bias(self) -> Float[Tensor, "d_model"]:
+        """Zero: there is no bias in this world."""
+        return self.features.new_zeros(self.spec.d_model)
 
     def mean(self) -> Float[Tensor, "d_model"]:
         """E x, exactly."""

@@ -18,7 +18,7 @@ from saecore.kernels.cone_step import reference as cone_step
 from saecore.saes import checkpoint
 from saecore.saes.base import SAE
 from saecore.saes.build import build
-from saecore.sources.synthetic import TRAINING, Superposition
+from saecore.sources.base import TRAINING, Source
 from saecore.spec import RunSpec
 from saecore.training.loss import training_loss
 
@@ -284,14 +284,17 @@ def _smallest_kept(codes, rows: int, weight: Tensor | None) -> float:
     return float(np.minimum.reduceat(values, bounds[filled]).mean()) if len(values) else 0.0
 
 
-def start(run: RunSpec, source: Superposition, fast: bool | None = None) -> Trainer:
+def start(run: RunSpec, source: Source, fast: bool | None = None) -> Trainer:
     """A trainer at step 0. The start depends on ``training.seed`` alone, so that constraints share it.
 
     ReLU's biases and JumpReLU's thresholds start where a first batch has the target L0.
     """
     generator = torch.Generator().manual_seed(run.training.seed)
-    sae = build(run.sae, run.constraint, generator=generator, covariance=source.covariance().cpu(),
-                truth=source.features.cpu()).to(source.device)  # fmt: skip
+    truth = None if source.truth is None else source.truth.cpu()
+    covariance = source.covariance().cpu() if run.constraint.init == "cov" else None
+    sae = build(run.sae, run.constraint, generator=generator, covariance=covariance, truth=truth).to(source.device)
+    sae.b_dec.data.copy_(source.start_bias())
+    sae.scale.fill_(source.scale)
     if not run.constraint.trains_anything:
         calibrate(sae, source)
     elif run.sae.architecture in ("relu", "jump_relu"):
@@ -300,7 +303,7 @@ def start(run: RunSpec, source: Superposition, fast: bool | None = None) -> Trai
 
 
 @torch.no_grad()
-def calibrate(sae: SAE, source: Superposition, l0: int | None = None, rows: int = 4096) -> None:
+def calibrate(sae: SAE, source: Source, l0: int | None = None, rows: int = 4096) -> None:
     """Set what decides how many latents fire so that L0 meets ``l0`` (default ``spec.l0``), touching no weight.
 
     A common inference threshold, or for ReLU, which has none, a common encoder bias.
@@ -331,7 +334,7 @@ def shared_streams(runs: Iterable[RunSpec]) -> list[list[RunSpec]]:
 
 def train_many(
     trainers: Sequence[Trainer],
-    source: Superposition,
+    source: Source,
     steps: int,
     watch: Callable[[Trainer, float], None] | None = None,
 ) -> None:
