@@ -346,6 +346,7 @@ def from_dict(data: dict[str, typing.Any]) -> RunSpec:
         require(not unknown, f"{cls.__name__} has no field {unknown}; it has {sorted(known)}")
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
+    require(isinstance(data, dict), f"a run is a table of its parts, not a {type(data).__name__}")
     source = ActivationSpec if "model" in data.get("source", {}) else SourceSpec
     parts = {"sae": SAESpec, "source": source, "constraint": ConstraintSpec, "training": TrainingSpec}
     unknown = sorted(set(data) - set(parts))
