@@ -80,10 +80,12 @@ bench: $(PEERS)  ## training speed beside the peers; options: make bench ARGS="-
 
 # On a GPU machine, with the Python that holds its torch: no set-up, nothing fetched.
 GPU_PYTHON ?= python3
+GPU_MINUTES ?= 7
 RESULTS ?= build/gpu
-gpu:  ## on a GPU machine: the tests that need one, then the study; rows go to build/gpu (make gpu RESULTS=folder)
+gpu:  ## on a GPU machine: the tests that need one, then the headline runs, for GPU_MINUTES; again goes on; rows in build/gpu
 	$(GPU_PYTHON) -m pytest -q -p no:cacheprovider -m gpu tests/metrics
-	SAECORE_RESULTS="$(RESULTS)" $(GPU_PYTHON) -m saecore run feature_recovery --device cuda
+	@SAECORE_RESULTS="$(RESULTS)" timeout $(GPU_MINUTES)m $(GPU_PYTHON) -m saecore run gpu --device cuda || \
+	{ code=$$?; [ $$code -ne 124 ] || echo "stopped after $(GPU_MINUTES) minutes; make gpu goes on from here" >&2; exit $$code; }
 
 clean:  ## everything make has made, the environments included
 	rm -rf build .venv .venv-peers .pytest_cache .ruff_cache .hypothesis saecore.egg-info

@@ -55,6 +55,7 @@ class Problem:
     held_out: Float[Tensor, "n_held_out batch d_model"]
 
     def batch(self, step: int) -> Float[Tensor, "batch d_model"]:
+        """The rows of a step; the stream starts again where it ends."""
         return self.stream[step % len(self.stream)]
 
     def save(self, path: Path) -> None:

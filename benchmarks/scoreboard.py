@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 import platform
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median
+
+from saecore import paths
 
 OURS, REFERENCE, LIMIT = "saecore", "plain", "limit"
 TOLERANCE = 0.01
@@ -85,6 +86,7 @@ def reference_loss(rounds: Sequence[Round], architecture: str) -> float | None:
 
 
 def agrees(loss: float, reference: float | None) -> bool:
+    """Whether a loss lies within TOLERANCE of the reference; never without one."""
     return reference is not None and math.isfinite(loss) and abs(loss - reference) <= TOLERANCE * reference
 
 
@@ -151,13 +153,12 @@ def table(rows: Sequence[Row], rounds: Sequence[Round], notes: Sequence[str] = (
 
 
 def append(path: Path, rows: Sequence[Row]) -> None:
-    """Add rows to a results file; written aside and renamed, so that it is never half there."""
+    """Add rows to a results file, which is never half there. Raises ValueError where it has other columns."""
     names = [f.name for f in fields(Row)]
     old = path.read_text(encoding="utf-8") if path.exists() else ",".join(names) + "\n"
     if old.partition("\n")[0] != ",".join(names):
         raise ValueError(f"{path} starts with {old.partition(chr(10))[0]!r}, not {','.join(names)!r}; move it away")
-    aside = path.with_suffix(".partial")
-    with aside.open("w", encoding="utf-8", newline="") as file:
+    with paths.whole(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
         file.write(old)
         writer = csv.DictWriter(file, names, lineterminator="\n")
         for row in rows:
@@ -166,7 +167,6 @@ def append(path: Path, rows: Sequence[Row]) -> None:
             values["loss"] = "" if math.isnan(row.loss) else f"{row.loss:.6g}"
             values["peak_mb"] = f"{row.peak_mb:.0f}"
             writer.writerow(values)
-    os.replace(aside, path)
 
 
 def device(threads: int) -> str:

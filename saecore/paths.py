@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 HOME = "SAECORE_HOME"
@@ -91,3 +93,33 @@ def writable(folder: Path, variable: str = CACHE) -> Path:
             f"cannot write in {folder} ({error.strerror or error}); set {variable} to a folder you may write to"
         ) from error
     return folder
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where to write so that ``path`` appears whole or not at all: a name beside it, renamed when the block ends.
+
+    What was written is on the disk before the rename, and an error in the block leaves ``path`` as it was. Makes the
+    folder where it is missing. The name is hidden and this process's own; only a killed process leaves it behind, for
+    :func:`leftovers` to find. Raises OSError as the disk does.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield aside
+        with aside.open("r+b") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    if os.name == "posix":  # so that the rename itself outlives a power cut
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def leftovers(path: Path) -> list[Path]:
+    """What killed writers of ``path`` left, and what live ones are writing: the caller must know that there is none."""
+    return sorted(path.parent.glob(f".{path.name}.*.partial"))

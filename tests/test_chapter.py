@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -74,6 +76,25 @@ def test_setup_puts_a_smoke_run_on_one_thread(monkeypatch):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+LATE = """
+import torch
+torch.set_num_threads(2)
+torch.get_num_threads()  # torch settles its number here; what changes it later shows
+import numba
+from saecore.chapter import setup
+setup("smoke")
+print(torch.get_num_threads(), numba.get_num_threads())
+numba.njit(lambda x: x + 1)(1)
+"""
+
+
+def test_setup_stops_the_threads_of_a_numba_that_was_there_before():
+    """In a process of its own: numba's pool starts once, and it is the start that reaches for torch's number."""
+    environment = {**os.environ, "NUMBA_NUM_THREADS": "4"}
+    run = subprocess.run([sys.executable, "-c", LATE], env=environment, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (0, "1 1\n"), run.stderr
 
 
 @pytest.fixture

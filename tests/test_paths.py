@@ -1,3 +1,5 @@
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,48 @@ def test_a_cache_that_cannot_be_written_is_refused_with_the_way_out(tmp_path, mo
     monkeypatch.setattr(paths.tempfile, "TemporaryFile", read_only)
     with pytest.raises(paths.PathError, match="cannot write in .*Permission denied.*SAECORE_RESULTS"):
         paths.writable(tmp_path / "results", paths.RESULTS)
+
+
+def test_a_file_appears_whole_in_a_folder_that_is_made(tmp_path):
+    path = tmp_path / "a" / "b.txt"
+    with paths.whole(path) as aside:
+        aside.write_text("new")
+        assert aside.parent == path.parent and not path.exists()
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_fails_midway_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError, match="midway"), paths.whole(path) as aside:
+        aside.write_text("half")
+        raise RuntimeError("midway")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    path, done = tmp_path / "a.txt", []
+    fsync, replace = paths.os.fsync, paths.os.replace
+
+    def synced(handle):
+        done.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else f"file of {os.fstat(handle).st_size}")
+        fsync(handle)
+
+    monkeypatch.setattr(paths.os, "fsync", synced)
+    monkeypatch.setattr(paths.os, "replace", lambda *names: (done.append("rename"), replace(*names)))
+    with paths.whole(path) as aside:
+        aside.write_bytes(b"12345")
+    assert done == ["file of 5", "rename", "folder"]
+
+
+def test_leftovers_are_those_of_one_file_alone(tmp_path):
+    path = tmp_path / "a.csv"
+    left, other = tmp_path / ".a.csv.123.partial", tmp_path / ".b.csv.123.partial"
+    for file in (path, left, other):
+        file.write_text("")
+    assert paths.leftovers(path) == [left]
+    with paths.whole(path) as aside:
+        aside.write_text("new")
+        assert paths.leftovers(path) == sorted([left, aside])

@@ -20,10 +20,12 @@ ROW = re.compile(r"^\| `(?P<path>[^`]+)` \|(?P<middle>.*)\| (?P<sum>`[0-9a-f]{16
 
 
 def checksum(path: Path) -> str:
+    """First 16 hex digits of the SHA-256."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def files(data: Path) -> Iterator[str]:
+    """Paths in data/ that need a row."""
     for path in sorted(data.rglob("*")):
         name = path.relative_to(data).as_posix()
         if path.is_file() and name != "README.md" and not name.startswith(("cache/", ".")):
@@ -31,6 +33,7 @@ def files(data: Path) -> Iterator[str]:
 
 
 def problems(data: Path) -> list[str]:
+    """Files without a row, rows without a file, wrong checksums; one line each."""
     text = (data / "README.md").read_text("utf-8")
     rows = {row["path"]: row["sum"].strip("`") for row in ROW.finditer(text)}
     patterns = [path for path, given in rows.items() if given == "–"]
@@ -51,6 +54,8 @@ def problems(data: Path) -> list[str]:
 
 
 def write(data: Path) -> None:
+    """Put the right checksum into every row that has one."""
+
     def corrected(row: re.Match[str]) -> str:
         path = data / row["path"]
         given = f"`{checksum(path)}`" if row["sum"] != "–" and path.is_file() else row["sum"]

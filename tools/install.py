@@ -35,6 +35,7 @@ class InstallError(Exception):
 
 
 def pinned(name: str, constraints: str) -> str:
+    """The version that `constraints` gives the package. Raises InstallError where it gives none."""
     match = re.search(rf"^{re.escape(name)}==(\S+)$", constraints, re.MULTILINE)
     if match is None:
         raise InstallError(f"constraints.txt has no line {name}==VERSION")
@@ -48,6 +49,7 @@ def cuda_packages(report: dict) -> list[str]:
 
 
 def has_gpu() -> bool:
+    """Whether NVIDIA's own tool is here and finds one."""
     tool = shutil.which("nvidia-smi")
     return tool is not None and subprocess.run([tool], capture_output=True).returncode == 0
 
@@ -58,6 +60,7 @@ class Environment:
         self.python = folder / "bin" / "python"
 
     def create(self) -> None:
+        """The environment, unless it is there and works. Raises InstallError."""
         if self.python.exists() and self._pip("--version", quiet=True):
             return
         if sys.version_info < OLDEST:
@@ -74,11 +77,15 @@ class Environment:
         return subprocess.run(command, capture_output=quiet).returncode == 0
 
     def pip(self, *arguments: str) -> None:
+        """pip, with its own output. Raises InstallError where it fails."""
         if not self._pip(*arguments):
             raise InstallError(f"pip {' '.join(arguments)} failed; its message is above")
 
     def torch(self, version: str, index: str) -> None:
-        """torch and what it needs, as a CPU build unless there is a GPU or the caller says otherwise."""
+        """torch and what it needs, as a CPU build unless there is a GPU or the caller says otherwise.
+
+        Raises InstallError where nothing but CUDA packages could be had.
+        """
         plain = ("install", "--quiet", "--constraint", str(CONSTRAINTS), f"torch=={version}")
         if self._has(version):
             return
@@ -105,6 +112,7 @@ class Environment:
         return subprocess.run([str(self.python), "-c", code], capture_output=True).returncode == 0
 
     def dry_run(self, *arguments: str) -> dict:
+        """pip's report of what these arguments would do."""
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder) / "report.json"
             self.pip(*arguments, "--dry-run", "--report", str(report))
@@ -112,6 +120,7 @@ class Environment:
 
 
 def install(arguments: argparse.Namespace) -> None:
+    """Everything, in the order that keeps CUDA out. Raises InstallError."""
     constraints = CONSTRAINTS.read_text(encoding="utf-8")
     torch = pinned("torch", constraints)
     environment = Environment(arguments.folder)

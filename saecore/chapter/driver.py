@@ -34,7 +34,10 @@ class ParameterError(ChapterError):
 
 
 def find(names: Sequence[str] = (), folder: Path | None = None) -> list[Path]:
-    """Notebooks of the chapters named (`03` and `03_feature_recovery` both work), or of all of them."""
+    """Notebooks of the chapters named (`03` and `03_feature_recovery` both work), or of all of them.
+
+    Raises ChapterError where there is none of that name, or none at all.
+    """
     folder = folder or paths.chapters()
     known = sorted(folder.glob("*.ipynb"))
     if not known:
@@ -52,11 +55,12 @@ def find(names: Sequence[str] = (), folder: Path | None = None) -> list[Path]:
 
 
 def parameters_cells(notebook: Any) -> list[Any]:
+    """The cells tagged `parameters`; a chapter has one."""
     return [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
 
 
 def parameters(notebook: Any) -> dict[str, Any]:
-    """Names and default values in the cell tagged `parameters`."""
+    """Names and default values in the cell tagged `parameters`. Raises ParameterError for what is no literal."""
     found: dict[str, Any] = {}
     for cell in parameters_cells(notebook):
         for statement in ast.parse(cell.source).body:
@@ -83,7 +87,10 @@ def literal(text: str) -> Any:
 
 
 def checked(known: Mapping[str, Any], given: Mapping[str, Any], chapter: str) -> dict[str, Any]:
-    """`given`, refused where a name is unknown or a type is not the default's (an int passes for a float)."""
+    """`given`, refused where a name is unknown or a type is not the default's (an int passes for a float).
+
+    Raises ParameterError.
+    """
     accepted = {}
     for name, value in given.items():
         if name not in known:
@@ -169,10 +176,6 @@ def execute(source: Path, target: Path, given: Mapping[str, Any] | None = None) 
         except PapermillExecutionError as error:
             raise ChapterError(f"{source.stem}: a cell failed\n{error}") from None
         text = nbformat.writes(stable(nbformat.read(executed, as_version=4)))
-    partial = target.with_name(f".{target.name}.partial")
-    try:
+    with paths.whole(target) as partial:
         partial.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
     return target

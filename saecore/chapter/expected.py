@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
+
+from saecore import paths
 
 FIELDS = ("value", "atol", "rtol", "apart_from", "why", "exempt")
 WIDEST = 0.2
@@ -38,6 +39,7 @@ class Expected:
 
     @property
     def tolerance(self) -> float:
+        """The larger of the two, in the units of the value; 0 for what is no number."""
         return max(self.atol, self.rtol * abs(self.value)) if _is_number(self.value) else 0.0
 
     def problem(self) -> str:
@@ -62,6 +64,7 @@ class Expected:
         return ""
 
     def accepts(self, found: Any) -> bool:
+        """Whether `found` is the value within its tolerance; what is no number must be equal, and of one type."""
         if self.exempt:
             return True
         if _is_number(self.value) and _is_number(found):
@@ -76,7 +79,10 @@ def _is_number(value: Any) -> TypeGuard[int | float]:
 
 
 def glued(notebook: Any) -> dict[str, Any]:
-    """Name and raw value of everything the notebook glued."""
+    """Name and raw value of everything the notebook glued.
+
+    Raises ExpectedError for a name glued twice, or by another function than ours.
+    """
     found: dict[str, Any] = {}
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
@@ -142,8 +148,6 @@ def update(path: Path, found: Mapping[str, Any], replace: bool = False) -> tuple
             entry = {**entry, "value": rounded}
             changed.append(name)
         kept[name] = entry
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with paths.whole(path) as aside:
+        aside.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return changed, dropped

@@ -25,7 +25,10 @@ OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 @dataclass(frozen=True)
 class Profile:
-    """How much a chapter runs: `smoke` (a minute on a CPU) or `full` (makes the recorded rows again)."""
+    """How much a chapter runs: `smoke` (a minute on a CPU) or `full` (makes the recorded rows again).
+
+    Raises ValueError for another name.
+    """
 
     name: str
 
@@ -38,6 +41,7 @@ class Profile:
         return self.name == "full"
 
     def pick(self, *, smoke: T, full: T) -> T:
+        """The one of the two that belongs to this profile."""
         return full if self.full else smoke
 
 
@@ -55,7 +59,10 @@ def environment(profile: str = "smoke") -> dict[str, str]:
 
 
 def setup(profile: str) -> Profile:
-    """The chapter's profile; a smoke run is put on one thread, and tables print with three decimals."""
+    """The chapter's profile; a smoke run is put on one thread, and tables print with three decimals.
+
+    Raises ValueError for an unknown profile.
+    """
     chosen = Profile(profile)
     if not chosen.full:
         _one_thread()
@@ -68,12 +75,14 @@ def setup(profile: str) -> Profile:
 
 
 def _one_thread() -> None:
-    # A thread pool reads the environment once, when its library is imported; later it must be asked.
-    os.environ.update(dict.fromkeys(THREADS, "1"))
+    # A thread pool reads the environment once, when its library is imported; later it must be asked. numba compares the
+    # two at each compilation and refuses to go on where they differ, so its variable is set before the import or not.
     import torch
 
-    if "numba" in sys.modules:  # before torch: numba's pool, when it starts, may reset the number that torch reads
-        sys.modules["numba"].set_num_threads(1)
+    numba = sys.modules.get("numba")
+    os.environ.update({name: "1" for name in THREADS if not (numba and name.startswith("NUMBA_"))})
+    if numba:  # before torch: where both use one OpenMP, numba's pool sets torch's number to its own when it starts
+        numba.set_num_threads(1)
     torch.set_num_threads(1)
 
 
@@ -82,6 +91,7 @@ def glue(name: str, value: Any, format: str = "") -> None:
 
     The page shows `value` as `format` prints it (".3f", ".1%", ",", or "{:.0f} of 3200"). The value itself
     goes into the notebook beside the text, and a test compares it with data/expected. A float needs a format.
+    Raises ValueError for a float without one or not finite, TypeError for what is neither number nor text.
     """
     from IPython.display import display
 

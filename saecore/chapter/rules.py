@@ -72,6 +72,7 @@ def code_cells(notebook: Any) -> list[tuple[int, Any]]:
 
 
 def outputs(notebook: Any) -> list[str]:
+    """Every code cell was run, in order, without an error and without a word on stderr."""
     problems = []
     cells = code_cells(notebook)
     if not any(cell.get("outputs") for _, cell in cells):
@@ -88,6 +89,7 @@ def outputs(notebook: Any) -> list[str]:
 
 
 def thin(notebook: Any) -> list[str]:
+    """No cell is long, and none holds what belongs in the package."""
     problems = []
     for place, cell in code_cells(notebook):
         lines = len(cell.source.strip().splitlines())
@@ -105,6 +107,7 @@ def thin(notebook: Any) -> list[str]:
 
 
 def parameter_cell(notebook: Any) -> list[str]:
+    """There is one cell of parameters: literals, `profile = "smoke"` among them, each used later."""
     tagged = parameters_cells(notebook)
     if len(tagged) != 1:
         return [f"{len(tagged)} cells are tagged `parameters`; there must be one"]
@@ -158,6 +161,7 @@ def typed_numbers(markdown: str) -> list[str]:
 
 
 def prose(notebook: Any) -> list[str]:
+    """No number is typed that looks measured, unless the cell lists it with a reason."""
     problems = []
     for place, cell in enumerate(notebook.cells, 1):
         if cell.cell_type != "markdown":
@@ -179,6 +183,7 @@ def prose(notebook: Any) -> list[str]:
 
 
 def figures(notebook: Any) -> list[str]:
+    """Every picture has alt text."""
     problems = []
     for place, cell in code_cells(notebook):
         pictures = [o for o in cell.get("outputs", []) if any(kind in o.get("data", {}) for kind in PICTURES)]
@@ -195,4 +200,5 @@ RULES: tuple[Callable[[Any], list[str]], ...] = (outputs, thin, parameter_cell, 
 
 
 def problems(notebook: Any) -> list[str]:
+    """What keeps the notebook from being a chapter, by every rule; nothing where it is one."""
     return [problem for rule in RULES for problem in rule(notebook)]

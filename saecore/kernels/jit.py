@@ -35,7 +35,8 @@ def kernel(function):
 
     numba's waiting threads spin, which costs ten times the work where two processes share two cores. Reductions may be
     reordered by the vectoriser, but every sum has one owner thread and a fixed order, so equal inputs give equal bits
-    on one machine. One thread and several are compiled apart and agree up to rounding.
+    on one machine. One thread and several are compiled apart and agree up to rounding. torch says how many threads,
+    and goes on saying it: where both use one OpenMP, numba's pool sets torch's number to its own when it starts.
     """
     threaded = numba.njit(parallel=True, fastmath=FASTMATH, cache=True, nogil=True)(function)
     twin = types.FunctionType(function.__code__, function.__globals__, f"{function.__name__}_serial")
@@ -47,10 +48,13 @@ def kernel(function):
 
     @functools.wraps(function)
     def call(*args):
-        wanted = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+        asked = torch.get_num_threads()
+        wanted = min(asked, numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
         if wanted == 1:
             return serial(*args)
         numba.set_num_threads(wanted)
+        if torch.get_num_threads() != asked:
+            torch.set_num_threads(asked)
         return threaded(*args)
 
     return call

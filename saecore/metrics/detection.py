@@ -24,7 +24,8 @@ class Detected:
 class Detection:
     """Scores of features that fire and of those that do not, counted in bins; a threshold is a bin's lower edge.
 
-    Scores beyond the outer edges are counted in the outer bins.
+    Scores beyond the outer edges are counted in the outer bins. Scores may lie on any device; the counts do not.
+    Raises ValueError for edges that do not rise.
     """
 
     edges: Float[np.ndarray, "bins_plus_one"]
@@ -32,19 +33,23 @@ class Detection:
     silent: Int[np.ndarray, "bins"] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.edges = np.asarray(self.edges, dtype=np.float64)
         if len(self.edges) < 2 or not (np.diff(self.edges) > 0).all():
             raise ValueError(f"{len(self.edges)} edges: pass at least 2, each above the one before")
         self.fired, self.silent = (np.zeros(len(self.edges) - 1, dtype=np.int64) for _ in range(2))
 
     def update(self, scores: Float[Tensor, "batch n_features"], fired: Bool[Tensor, "batch n_features"]) -> None:
-        """Add rows: the score of every feature, and whether it fires."""
+        """Add rows: the score of every feature, and whether it fires. Raises ValueError on NaN."""
+        if bad := int(scores.isnan().sum()):
+            raise ValueError(f"{bad} of {scores.numel()} scores are NaN; mend what they come from")
         everything, firing = self._count(scores.flatten()), self._count(scores[fired])
         self.fired += firing
         self.silent += everything - firing
 
     def _count(self, scores: Float[Tensor, "n"]) -> Int[np.ndarray, "bins"]:
-        values = scores.numpy().astype(np.float64)
-        return np.histogram(np.clip(values, self.edges[0], self.edges[-1]), self.edges)[0]
+        inner = torch.from_numpy(self.edges[1:-1]).to(scores.device)
+        place = torch.bucketize(scores.double(), inner, right=True)  # a score on an edge belongs above it
+        return torch.bincount(place, minlength=len(self.edges) - 1).cpu().numpy()
 
     def precision(self) -> Float[np.ndarray, "bins"]:
         """For each threshold, the share of told features that fire; 1 where none is told."""
@@ -68,7 +73,7 @@ class Detection:
 
 
 @torch.no_grad()
-def settle(
+def nonnegative_lasso(
     x: Float[Tensor, "batch d_model"],
     directions: Float[Tensor, "n_features d_model"],
     penalty: float,
@@ -79,7 +84,7 @@ def settle(
     Accelerated proximal gradient (FISTA; Beck and Teboulle 2009) with a restart where the momentum points uphill.
     """
     rate = 1 / float(torch.linalg.matrix_norm(directions, 2)) ** 2
-    codes = momentum = torch.zeros(len(x), len(directions))
+    codes = momentum = x.new_zeros(len(x), len(directions))
     t = 1.0
     for _ in range(steps):
         pull = (x - momentum @ directions) @ directions.T - penalty
@@ -92,4 +97,5 @@ def settle(
 
 
 def _from_above(counts: Int[np.ndarray, "bins"]) -> Int[np.ndarray, "bins"]:
+    """How many lie in each bin and those above it."""
     return counts[::-1].cumsum()[::-1]

@@ -16,7 +16,7 @@ from saecore.metrics.recovery import CHUNK, unit
 def cosine_to_start(
     W: Float[Tensor, "n_latents d_model"], start: Float[Tensor, "n_latents d_model"]
 ) -> Float[Tensor, "n_latents"]:
-    """Cosine of each row to where it started."""
+    """Cosine of each row to where it started. Raises ValueError on NaN."""
     return (unit(W, "W") * unit(start, "start")).sum(1)
 
 
@@ -42,18 +42,19 @@ def coherence(features: Float[Tensor, "n_features d_model"]) -> Float[Tensor, "n
     return torch.cat(nearest)
 
 
-def cap_bound(d_model: int, tau: float) -> float:
-    """log10 of the paper's bound exp(-d_model tau^2 / 2) on :func:`cap_probability`.
+def log10_cap_bound(d_model: int, tau: float) -> float:
+    """log10 of the paper's bound exp(-d_model tau^2 / 2) on the probability of :func:`log10_cap_probability`.
 
     A logarithm, because the paper's own case, 6.36e-321 at d_model 2304 and tau 0.8, is near float64's end.
     """
     return -d_model * tau**2 / 2 / np.log(10)
 
 
-def cap_probability(d_model: int, tau: float) -> float:
+def log10_cap_probability(d_model: int, tau: float) -> float:
     """log10 of P(cosine of a random direction to a given one >= tau) = I_{1-tau^2}((d_model-1)/2, 1/2) / 2.
 
     Where the regularised incomplete beta function underflows, its hypergeometric series gives the logarithm.
+    Raises ValueError outside 0 <= tau <= 1 and below two dimensions.
     """
     if not 0 <= tau <= 1 or d_model < 2:
         raise ValueError(f"tau={tau}, d_model={d_model}: need 0 <= tau <= 1 and d_model >= 2")
@@ -71,18 +72,20 @@ def cap_probability(d_model: int, tau: float) -> float:
 def typical_best(d_model: int, n_directions: int) -> float:
     """Median of the largest cosine of one random direction to ``n_directions`` others.
 
-    The cosine c at which (1 - P(cosine >= c))^n = 1/2, with P of :func:`cap_probability`.
+    The cosine c at which (1 - P(cosine >= c))^n = 1/2, with P of :func:`log10_cap_probability`. Raises ValueError for
+    fewer than one direction.
     """
     if n_directions < 1:
         raise ValueError(f"n_directions={n_directions} must be at least 1")
     log_share = np.log10(-np.expm1(-np.log(2) / n_directions))
-    root: Any = optimize.brentq(lambda c: cap_probability(d_model, c) - log_share, 0.0, 1 - 1e-9)
+    root: Any = optimize.brentq(lambda c: log10_cap_probability(d_model, c) - log_share, 0.0, 1 - 1e-9)
     return float(root)
 
 
 def reach(cosine: float, tau: float) -> float:
     """The largest cosine to a target that a direction can have which stays within cosine ``tau`` of a start,
     where the start itself has ``cosine`` to the target: cos(arccos(cosine) - arccos(tau)), or 1 inside the cone.
+    Raises ValueError where one of them is no such cosine.
     """
     if not (0 <= tau <= 1 and -1 <= cosine <= 1):
         raise ValueError(f"cosine={cosine}, tau={tau}: need -1 <= cosine <= 1 and 0 <= tau <= 1")

@@ -30,7 +30,10 @@ class Matches:
 def best_match(
     features: Float[Tensor, "n_features d_model"], directions: Float[Tensor, "n_latents d_model"]
 ) -> Matches:
-    """Per feature the largest cosine to any latent, as the paper counts; a latent may serve many features."""
+    """Per feature the largest cosine to any latent, as the paper counts; a latent may serve many features.
+
+    On the device of ``features``. Raises ValueError on NaN.
+    """
     features, directions = unit(features, "features"), unit(directions, "directions")
     best = [(chunk @ directions.T).max(1) for chunk in features.split(CHUNK)]
     return Matches(torch.cat([b.values for b in best]), torch.cat([b.indices for b in best]))
@@ -41,7 +44,8 @@ def one_to_one(
 ) -> Matches:
     """The assignment of latents to features, none used twice, with the largest sum of cosines (Hungarian).
 
-    With fewer latents than features, those left over have latent -1 and cosine 0. About a second at 3200.
+    With fewer latents than features, those left over have latent -1 and cosine 0. About a second at 3200, on the CPU.
+    Raises ValueError on NaN.
     """
     features, directions = unit(features, "features"), unit(directions, "directions")
     cosines = torch.cat([chunk @ directions.T for chunk in features.split(CHUNK)]).cpu()
@@ -110,16 +114,17 @@ class CodeScores:
 
     ``latent`` gives each feature its latent, none used twice, or -1. A code of a latent that no feature has
     is a false positive of the micro scores (it tells of nothing real); the macro score has no feature to charge
-    it to. A feature without a latent is never told.
+    it to. A feature without a latent is never told. Counts lie on the CPU, whatever device the rows were on.
+    Raises ValueError where a latent belongs to two features.
     """
 
     latent: Int[Tensor, "n_features"]
     n_latents: int
     codes: int = 0
-    hits: np.ndarray = field(init=False)  # per feature: fired and told
-    told: np.ndarray = field(init=False)  # per feature: its latent fired
-    fired: np.ndarray = field(init=False)  # per feature: it fired
-    _feature: np.ndarray = field(init=False, repr=False)
+    hits: Int[np.ndarray, "n_features"] = field(init=False)  # fired and told
+    told: Int[np.ndarray, "n_features"] = field(init=False)  # its latent fired
+    fired: Int[np.ndarray, "n_features"] = field(init=False)  # it fired
+    _feature: Int[np.ndarray, "n_latents"] = field(init=False, repr=False)  # each latent's, or -1
 
     def __post_init__(self) -> None:
         latent = self.latent.cpu().numpy()
@@ -133,7 +138,10 @@ class CodeScores:
     def update(
         self, indptr: Int[Tensor, "batch_plus_one"], indices: Int[Tensor, "n_active"], codes: SparseCodes
     ) -> None:
-        """Add rows: the features that truly fire (CSR) and the codes that the SAE gave them."""
+        """Add rows: the features that truly fire (CSR) and the codes that the SAE gave them.
+
+        Raises ValueError where the two differ in the number of rows.
+        """
         starts, true = indptr.cpu().numpy(), indices.cpu().numpy()
         if len(starts) != len(codes.indptr):
             raise ValueError(f"{len(starts) - 1} true rows, {len(codes.indptr) - 1} rows of codes; pass the same rows")

@@ -1,10 +1,13 @@
-"""Recorded runs: one row per measured value, in data/results/<experiment>.csv."""
+"""Recorded runs: one row per measured value, in data/results/<experiment>.csv.
+
+A run may be recorded on several devices, whose rows stand side by side in the file. It counts once all the same:
+:func:`read` gives each value from one of them (:func:`one_device`), and :func:`finished` takes any.
+"""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
-import io
 import math
 import os
 import platform
@@ -44,15 +47,16 @@ COLUMNS = (
     "seconds",
     "settings",
 )
-IDENTITY = ("key", "step", "metric", "seed", "constraint")
+RUN = ("key", "constraint", "seed")
+IDENTITY = ("key", "step", "metric", "seed", "constraint", "device")
 """A row replaces the one that agrees with it in these."""
-ORDER = ("source", "architecture", "constraint", "init", "l0", "settings", "seed", "key", "step", "metric")
+ORDER = ("source", "architecture", "constraint", "init", "l0", "settings", "seed", "key", "step", "metric", "device")
 NUMBERS = {"l0": float, "seed": int, "step": int, "value": float, "seconds": float}
-REQUIRED = ("experiment", "key", "constraint", "metric")
+REQUIRED = ("experiment", "key", "constraint", "metric", "device")
 """Text columns that may not be empty; a floor without an SAE has no architecture, init or l0."""
 SETTINGS = re.compile(r"([\w.]+=[^;=]+(;[\w.]+=[^;=]+)*)?")
 COMMIT = "SAECORE_COMMIT"
-FINAL = "fraction_recovered"
+FINAL = "dead_share"
 """A metric that only a finished run has; a learning curve's rows come earlier and hold fewer."""
 
 Row = Mapping[str, Any]
@@ -63,6 +67,7 @@ class LedgerError(ValueError):
 
 
 def path(experiment: str) -> Path:
+    """The experiment's file, there or not. Raises LedgerError where the name could name no file."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", experiment):
         raise LedgerError(f"experiment={experiment!r} must be lower-case letters, digits and _; it names a file")
     return paths.results() / f"{experiment}.csv"
@@ -93,7 +98,8 @@ def record(experiment: str, rows: Iterable[Row], nonfinite: Collection[str] = ()
     """Merge ``rows`` into the experiment's file: rows of equal identity are replaced, all others kept.
 
     The file is whole at every moment, and two processes that record at once lose nothing. NaN and infinity
-    are refused, except for the metrics named in ``nonfinite``. Raises LedgerError before anything is written.
+    are refused, except for the metrics named in ``nonfinite``. Raises LedgerError before anything is written, and
+    PathError where the folder cannot be.
     """
     target = path(experiment)
     new: dict[tuple, dict[str, str]] = {}
@@ -106,13 +112,18 @@ def record(experiment: str, rows: Iterable[Row], nonfinite: Collection[str] = ()
         return target
     paths.writable(target.parent, paths.RESULTS)
     with _locked(target.parent):
+        for left in paths.leftovers(target):  # of a writer that was killed: we hold the lock
+            left.unlink()
         kept = {_identity(row): row for row in _lines(target)} if target.exists() else {}
         _write(target, sorted({**kept, **new}.values(), key=_order))
     return target
 
 
-def read(experiment: str) -> pd.DataFrame:
-    """Every row of an experiment, in the file's order. Raises LedgerError where nothing is recorded yet."""
+def read(experiment: str, every_device: bool = False) -> pd.DataFrame:
+    """The rows of an experiment in the file's order; what several devices recorded, once, unless ``every_device``.
+
+    Raises LedgerError where nothing is recorded yet or the file is damaged.
+    """
     source = path(experiment)
     if not source.exists():
         known = ", ".join(sorted(p.stem for p in source.parent.glob("*.csv"))) or "nothing"
@@ -124,7 +135,17 @@ def read(experiment: str) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=pd.Index(COLUMNS))
     for name, kind in NUMBERS.items():
         frame[name] = [kind(text or "nan") for text in frame[name]]
-    return frame
+    return frame if every_device else one_device(frame)
+
+
+def one_device(frame: pd.DataFrame) -> pd.DataFrame:
+    """Of each run, metric and step one row: of the device that took the metric furthest; of equals, the first by name.
+
+    Other devices only add the steps that it lacks, as where a run was stopped on one machine and ended on another.
+    """
+    furthest = frame.groupby([*RUN, "metric", "device"], sort=False)["step"].transform("max")
+    best_first = frame.assign(furthest=furthest).sort_values(["furthest", "device"], ascending=[False, True])
+    return frame.loc[best_first.drop_duplicates([*RUN, "metric", "step"]).index.sort_values()]
 
 
 def select(frame: pd.DataFrame, **equals: Any) -> pd.DataFrame:
@@ -147,12 +168,12 @@ def select(frame: pd.DataFrame, **equals: Any) -> pd.DataFrame:
 
 def last(frame: pd.DataFrame) -> pd.DataFrame:
     """Of each run and metric, the row of the last step."""
-    run = frame.groupby(["key", "constraint", "seed", "metric"], sort=False)["step"]
+    run = frame.groupby([*RUN, "metric"], sort=False)["step"]
     return frame.loc[frame["step"] == run.transform("max")]
 
 
 def finished(experiment: str, metric: str = FINAL) -> set[str]:
-    """Keys of the runs that have ``metric`` recorded; none where nothing is recorded yet."""
+    """Keys of the runs that have ``metric`` recorded, on any device; none where nothing is recorded yet."""
     source = path(experiment)
     return {row["key"] for row in _lines(source) if row["metric"] == metric} if source.exists() else set()
 
@@ -160,7 +181,7 @@ def finished(experiment: str, metric: str = FINAL) -> set[str]:
 def fractions(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of ``features_recovered`` as shares of the features there are, under ``fraction_recovered``.
 
-    A learning curve records the count alone.
+    A learning curve records the count alone. Raises LedgerError where there is no such row.
     """
     counts = expand(select(frame, metric="features_recovered"), "source.n_features")
     shares = counts["value"] / counts["source.n_features"]
@@ -168,7 +189,7 @@ def fractions(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def binned(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Rows of ``<metric>_<i>``, such as ``recovered_bin_3``, with i as the column ``bin``."""
+    """Rows of ``<metric>_<i>``, such as ``recovered_bin_3``, with i as the column ``bin``. Raises LedgerError."""
     numbers = frame["metric"].str.extract(rf"^{re.escape(metric)}_(\d+)$")[0]
     found = frame.loc[numbers.notna()]
     if found.empty:
@@ -178,7 +199,10 @@ def binned(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def expand(frame: pd.DataFrame, *names: str) -> pd.DataFrame:
-    """A column per setting (``training.learning_rate``); the spec's default where a row does not set it."""
+    """A column per setting (``training.learning_rate``); the spec's default where a row does not set it.
+
+    Raises LedgerError for a setting that is no field with a default.
+    """
     parsed = [dict(item.split("=", 1) for item in text.split(";") if item) for text in frame["settings"]]
     columns = {name: [row.get(name, _default(name)) for row in parsed] for name in names}
     return frame.assign(**{name: [_literal(v) for v in values] for name, values in columns.items()})
@@ -187,7 +211,7 @@ def expand(frame: pd.DataFrame, *names: str) -> pd.DataFrame:
 def provenance(frame: pd.DataFrame) -> str:
     """One line: how many runs, which seeds, on what, from which commits, how many hours."""
     runs: dict[tuple, float] = {}
-    for *run, seconds in frame[["key", "constraint", "seed", "seconds"]].itertuples(index=False):
+    for *run, seconds in frame[[*RUN, "seconds"]].itertuples(index=False):
         runs[tuple(run)] = max(seconds, runs.get(tuple(run), 0.0))
     devices = ", ".join(sorted(frame["device"].unique())) or "no device"
     commits = ", ".join(sorted(frame["commit"].unique())) or "none"
@@ -290,23 +314,10 @@ def _lines(source: Path) -> Iterator[dict[str, str]]:
 
 
 def _write(target: Path, rows: Iterable[Mapping[str, str]]) -> None:
-    """The file appears whole or not at all. The caller holds the lock, so the name aside is ours alone."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([row[column] for column in COLUMNS] for row in rows)
-    aside = target.with_name(f"{target.name}.partial")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text.getvalue())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, target)
-    if fcntl:
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    with paths.whole(target) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows([row[column] for column in COLUMNS] for row in rows)
 
 
 @contextmanager

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from saecore import paths
 from saecore.saes.base import SAE
 from saecore.spec import RunSpec, from_dict
 
@@ -23,22 +22,20 @@ class CheckpointError(RuntimeError):
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors to ``path`` so that the file is never visible half-written. Raises OSError as the disk does."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, aside, dict(metadata))
-        os.replace(aside, path)
+        with paths.whole(path) as aside:
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, aside, dict(metadata))
     except (OSError, SafetensorError) as error:
         raise OSError(
-            f"cannot write {path}: {error}; free the disk or choose another folder with SAECORE_CACHE"
+            f"cannot write {path}: {error}; free the disk or choose another folder with {paths.CACHE}"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink()
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of ``path``. Raises CheckpointError naming the file where it is damaged."""
+    """Tensors and metadata of ``path``.
+
+    Raises FileNotFoundError where there is none, CheckpointError naming the file where it is damaged.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             return {k: file.get_tensor(k) for k in file.keys()}, dict(file.metadata() or {})
@@ -51,7 +48,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def save(path: Path, sae: SAE, run: RunSpec) -> None:
-    """Write the SAE and the spec it came from."""
+    """Write the SAE and the spec it came from. Raises OSError as :func:`write` does."""
     write(path, sae.state_dict(), {"run": json.dumps(run.as_dict())})
 
 

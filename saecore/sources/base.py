@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,7 @@ TRAINING, EVALUATION = 0, 1
 """Streams of samples: what is evaluated was never trained on."""
 
 
+@runtime_checkable
 class Batch(Protocol):
     """Rows of data; a source may add what it knows of them."""
 
@@ -19,6 +20,7 @@ class Batch(Protocol):
     def x(self) -> Float[Tensor, "batch d_model"]: ...
 
 
+@runtime_checkable
 class Source(Protocol):
     """Rows by their place in a stream: the same (n, step, stream) gives the same rows, so that a run can resume.
 

@@ -12,16 +12,16 @@ from jaxtyping import Bool, Float
 from sklearn.linear_model import orthogonal_mp_gram
 from torch import Tensor
 
-from saecore.metrics.detection import Detection, settle
+from saecore.metrics.detection import Detection, nonnegative_lasso
 from saecore.sources.synthetic import EVALUATION, Superposition
 
 EDGES = np.arange(-4.0, 8.0, 0.01)
 """Thresholds tried on a dot product."""
 PENALTY = 0.1
-"""Weight of the codes' sum in :func:`saecore.metrics.detection.settle`."""
+"""Weight of the codes' sum in :func:`saecore.metrics.detection.nonnegative_lasso`."""
 
 
-def ways(world: Superposition, rows: int = 2048, slow_rows: int = 128) -> pd.DataFrame:
+def compare_readings(world: Superposition, rows: int = 2048, slow_rows: int = 128) -> pd.DataFrame:
     """Precision, recall and F1 of five ways to read a sample, and what the features they name can explain.
 
     ``f1_error`` is the standard error that comes from the number of rows. ``explained_variance`` gives the named
@@ -36,7 +36,7 @@ def ways(world: Superposition, rows: int = 2048, slow_rows: int = 128) -> pd.Dat
         "largest dot products of each sample": _largest(scores, k),
         "best single step": _largest(best_step(world, batch.x), k),
         "one feature at a time (matching pursuit)": _pursued(few, world.features, k),
-        "all at once, until it settles": _largest(settle(few, world.features, PENALTY), k),
+        "all at once, until it settles": _largest(nonnegative_lasso(few, world.features, PENALTY), k),
     }
     return pd.DataFrame(
         [

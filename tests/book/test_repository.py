@@ -8,10 +8,11 @@ import nbformat
 import pytest
 import yaml
 
-from saecore import __version__, paths
+from saecore import __version__, paths, sweep
 
 CONFIG = yaml.safe_load((paths.book() / "_config.yml").read_text(encoding="utf-8"))
 URL = CONFIG["repository"]["url"]
+SWEEPS = ("gpu", "feature_recovery")
 spec = importlib.util.spec_from_file_location("checksums", paths.root() / "tools" / "checksums.py")
 assert spec is not None and spec.loader is not None
 checksums = importlib.util.module_from_spec(spec)
@@ -42,6 +43,31 @@ def test_conda_takes_the_torch_that_is_pinned():
     lines = yaml.safe_load(_text("environment.yml"))["dependencies"][-1]["pip"]
     versions = {line.split("==")[1].split(";")[0].split("+")[0] for line in lines if line.startswith("torch")}
     assert versions == {pinned[1]}
+
+
+def test_conda_installs_what_make_installs():
+    lines = yaml.safe_load(_text("environment.yml"))["dependencies"][-1]["pip"]
+    (conda,) = [line.removeprefix("--editable ") for line in lines if line.startswith("--editable")]
+    (make,) = re.findall(r'install\.py \.venv --editable "(.+)"', _text("Makefile"))
+    assert conda == make and "--constraint constraints.txt" in lines
+
+
+def test_everything_that_is_asked_for_is_pinned():
+    project = tomllib.loads(_text("pyproject.toml"))["project"]
+    asked = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    names = {_name(re.split(r"[^\w.-]", line)[0]) for line in asked}
+    pinned = {_name(line.split("==")[0]) for line in _text("constraints.txt").splitlines() if "==" in line}
+    assert names <= pinned, f"constraints.txt has no line for {sorted(names - pinned)}"
+
+
+def _name(package: str) -> str:
+    return re.sub(r"[-_.]+", "-", package).lower()
+
+
+def test_what_a_gpu_runs_first_is_part_of_the_study():
+    """Under the same keys: rows of both lie side by side in one file, and count once."""
+    first, study = ({run.key() for group in sweep.load(sweep.find(name))[1] for run in group} for name in SWEEPS)
+    assert len(first) == 8 and first < study
 
 
 def test_pages_take_mathjax_from_the_site_itself():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from saecore import paths
-from saecore.report import ledger
+from saecore.report import compare, ledger
 from saecore.report.ledger import LedgerError
 from saecore.spec import ConstraintSpec, RunSpec, SAESpec, SourceSpec, TrainingSpec
 
@@ -42,12 +42,58 @@ def test_equal_identity_replaces_and_the_rest_stays(results, row):
 
 
 @pytest.mark.parametrize(
-    "other", [{"key": "b"}, {"step": 2}, {"metric": "l0"}, {"seed": 2}, {"constraint": "untrained"}]
+    "other",
+    [{"key": "b"}, {"step": 2}, {"metric": "l0"}, {"seed": 2}, {"constraint": "untrained"}, {"device": "a GPU"}],
 )
 def test_each_part_of_the_identity_counts(results, row, other):
     ledger.record("sample", [row()])
     ledger.record("sample", [row(**other)])
-    assert len(values()) == 2
+    assert len(ledger.read("sample", every_device=True)) == 2
+
+
+def recorded_on(row, device, curve):
+    """Rows of one run, its values by step."""
+    return [row(device=device, step=step, value=value) for step, value in curve.items()]
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "read"),
+    [
+        ({1: 0.1, 2: 0.2}, {1: 0.3, 2: 0.4}, {1: 0.1, 2: 0.2}),
+        ({1: 0.1}, {1: 0.3, 2: 0.4}, {1: 0.3, 2: 0.4}),
+        ({1: 0.1}, {2: 0.4}, {1: 0.1, 2: 0.4}),
+    ],
+    ids=["equals: the first by name", "the one that went further", "ended elsewhere: no step is lost"],
+)
+@pytest.mark.parametrize("turn", [1, -1])
+def test_a_run_on_two_devices_is_kept_twice_and_read_once(results, row, one, two, read, turn):
+    for device, curve in [("a CPU", one), ("b GPU", two)][::turn]:
+        ledger.record("sample", recorded_on(row, device, curve))
+    assert len(ledger.read("sample", every_device=True)) == len(one) + len(two)
+    frame = ledger.read("sample")
+    assert dict(zip(frame["step"], frame["value"], strict=True)) == read
+    assert ledger.last(frame)["value"].tolist() == [read[max(read)]]
+
+
+def test_two_devices_of_one_seed_are_no_two_seeds(results, row):
+    rows = [row(device=device, seed=s, value=s) for device in ("a CPU", "b GPU") for s in (0, 1)]
+    ledger.record("sample", rows)
+    (found,) = compare.summary(ledger.read("sample"), ["architecture"], "explained_variance").to_dict("records")
+    assert found["n"] == 2 and found["mean"] == 0.5
+    with pytest.raises(compare.CompareError, match="holds seed 0 more than once: its rows differ in device"):
+        compare.summary(ledger.read("sample", every_device=True), ["architecture"], "explained_variance")
+
+
+def test_a_run_is_finished_whatever_device_it_was_on(results, row):
+    ledger.record("sample", [row(key="a", device="b GPU", metric=ledger.FINAL)])
+    assert ledger.finished("sample") == {"a"}
+
+
+def test_the_second_device_changes_no_line_of_the_first(results, row):
+    ledger.record("sample", recorded_on(row, "a CPU", {1: 0.1, 2: 0.2}))
+    lines = (results / "sample.csv").read_text().splitlines()
+    ledger.record("sample", recorded_on(row, "b GPU", {1: 0.3, 2: 0.4}))
+    assert [line for line in (results / "sample.csv").read_text().splitlines() if "GPU" not in line] == lines
 
 
 def test_the_file_does_not_depend_on_the_order_of_recording(results, row):
@@ -77,6 +123,7 @@ def test_no_rows_write_nothing(results):
         ({"seed": 1.5}, "seed=1.5 is not a whole number"),
         ({"key": ""}, "key is empty in the row of metric='explained_variance'"),
         ({"metric": ""}, "metric is empty"),
+        ({"device": ""}, "device is empty"),
         ({"device": "a\nb"}, r"device='a\\nb' must be one line of text"),
         ({"commit": None}, "commit=None must be one line of text"),
         ({"settings": "sigma 0.5"}, "settings='sigma 0.5' is not name=value;name=value"),
@@ -113,7 +160,7 @@ def test_nonfinite_values_are_kept_where_a_metric_allows_them(results, row):
 
 
 def test_two_rows_of_one_identity_in_one_call_are_refused(results, row):
-    with pytest.raises(LedgerError, match="two rows have the same key, step, metric, seed, constraint"):
+    with pytest.raises(LedgerError, match="two rows have the same key, step, metric, seed, constraint, device"):
         ledger.record("sample", [row(value=0.1), row(value=0.2)])
 
 
@@ -176,6 +223,7 @@ def test_a_death_in_the_middle_leaves_the_old_file_whole(results, row, moment):
     killed = _python(DIES, json.dumps(row(seed=1)), moment)
     assert killed.wait(120) == -signal.SIGKILL, killed.stderr.read() if killed.stderr else ""
     assert (results / "sample.csv").read_bytes() == before
+    assert len(list(results.iterdir())) == 2, "what it was writing is still there"
     ledger.record("sample", [row(seed=2)])
     assert sorted(ledger.read("sample")["seed"]) == [0, 2]
     assert [p.name for p in results.iterdir()] == ["sample.csv"], "nothing is left lying about"

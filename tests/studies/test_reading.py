@@ -5,7 +5,7 @@ import torch
 
 from saecore.sources.synthetic import EVALUATION, Superposition
 from saecore.spec import SourceSpec
-from saecore.studies.reading import best_step, fitted, ways
+from saecore.studies.reading import best_step, compare_readings, fitted
 
 
 def _world(**changed):
@@ -15,7 +15,7 @@ def _world(**changed):
 
 @pytest.fixture(scope="module")
 def table():
-    return ways(_world(), rows=256, slow_rows=64).set_index("way")
+    return compare_readings(_world(), rows=256, slow_rows=64).set_index("way")
 
 
 def test_every_way_is_scored(table):
@@ -49,7 +49,7 @@ def test_the_best_step_by_hand_for_orthogonal_features():
 
 def test_the_best_step_ranks_better_than_dot_products_where_frequencies_differ():
     world = _world(probability="variable", n_features=200, p_min=1e-3, p_max=0.1)
-    f1 = dict(ways(world, rows=1024, slow_rows=8)[["way", "f1"]].to_numpy().tolist())
+    f1 = dict(compare_readings(world, rows=1024, slow_rows=8)[["way", "f1"]].to_numpy().tolist())
     assert f1["best single step"] > f1["largest dot products of each sample"] + 0.05
 
 

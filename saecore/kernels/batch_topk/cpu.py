@@ -11,7 +11,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Float32, Int16, Int32, Int64
 from torch import Tensor
 
 from saecore.kernels.jit import helper, kernel
@@ -26,13 +26,17 @@ BLOCK = 32
 """Scores tested at once when candidates are collected; about one block in six holds any at the paper's density."""
 
 
-def scores_bits(x: Float[Tensor, "batch d_model"], weight: Float[Tensor, "n_latents d_model"]) -> np.ndarray:
-    """``x @ weight.T`` in bfloat16, viewed as int16 bit patterns, shape (batch, n_latents)."""
+def scores_bits(
+    x: Float[Tensor, "batch d_model"], weight: Float[Tensor, "n_latents d_model"]
+) -> Int16[np.ndarray, "batch n_latents"]:
+    """``x @ weight.T`` in bfloat16, viewed as bit patterns."""
     scores = torch.mm(x.bfloat16(), weight.bfloat16().T)
     return scores.view(torch.int16).numpy()
 
 
-def exact_bits(x: Float[Tensor, "batch d_model"], weight: Float[Tensor, "n_latents d_model"]) -> np.ndarray:
+def exact_bits(
+    x: Float[Tensor, "batch d_model"], weight: Float[Tensor, "n_latents d_model"]
+) -> Int16[np.ndarray, "batch n_latents"]:
     """As :func:`scores_bits`, but from a float32 matmul, cut to bfloat16 afterwards: off by at most 2**-7 of itself."""
     return _bits(torch.mm(x, weight.T).numpy())
 
@@ -102,8 +106,8 @@ def select_above(
     return SparseCodes(kept, chosen, chosen_values)
 
 
-def nearest(rows: Float[Tensor, "n d_model"]) -> np.ndarray:
-    """Index of each row's largest inner product with another row, to bfloat16 precision; shape (n,), int64."""
+def nearest(rows: Float[Tensor, "n d_model"]) -> Int64[np.ndarray, "n"]:
+    """Index of each row's largest inner product with another row, to bfloat16 precision."""
     bits = scores_bits(rows, rows)
     out = np.empty(len(rows), dtype=np.int64)
     _nearest_into(bits, out)
@@ -129,16 +133,18 @@ def _bits(value):
     return (np.asarray(value, dtype=np.float32).view(np.int32) >> 16).astype(np.int16)
 
 
-def _floats(bits: np.ndarray) -> np.ndarray:
+def _floats(bits: Int16[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
+    """The numbers of bfloat16 bit patterns."""
     return (np.asarray(bits).astype(np.int32) << 16).view(np.float32)
 
 
-def _keys(bits: np.ndarray) -> np.ndarray:
+def _keys(bits: Int16[np.ndarray, "..."]) -> Int16[np.ndarray, "..."]:
     """Bit patterns to integers in the order of the numbers, negative ones too."""
     return bits ^ ((bits >> 15) & np.int16(0x7FFF))
 
 
-def _first_guess(bits: np.ndarray, budget: int) -> float:
+def _first_guess(bits: Int16[np.ndarray, "batch n_latents"], budget: int) -> float:
+    """A cut that leaves about ``budget`` scores a row above it, from the first rows."""
     sample = bits[: min(len(bits), 64)]
     place = min(sample.size - 1, budget * len(sample))
     cut = np.partition(sample.reshape(-1), sample.size - 1 - place)[sample.size - 1 - place]
@@ -191,7 +197,13 @@ def _cuts_by_group(bits, rows, need, guess, cuts):
         cuts[g] = np.int16(low)
 
 
-def _find_cuts(bits: np.ndarray, rows: int, need: np.ndarray, guess: np.ndarray) -> np.ndarray:
+def _find_cuts(
+    bits: Int16[np.ndarray, "batch n_latents"],
+    rows: int,
+    need: Int64[np.ndarray, "groups"],
+    guess: Int16[np.ndarray, ""],
+) -> Int16[np.ndarray, "groups"]:
+    """As :func:`_cuts_by_group`; a single group is shared out among the threads by rows."""
     cuts = np.zeros(len(need), dtype=np.int16)
     if len(need) > 1:
         _cuts_by_group(bits, rows, need, np.int16(max(int(guess), 0)), cuts)
@@ -242,7 +254,10 @@ def _count_each(bits, cuts, out):
         out[r] = _count_row(bits[r], cuts[r])
 
 
-def _collect(bits: np.ndarray, cuts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _collect(
+    bits: Int16[np.ndarray, "batch n_latents"], cuts: Int16[np.ndarray, "batch"]
+) -> tuple[Int64[np.ndarray, "batch"], Int32[np.ndarray, "candidates"]]:
+    """How many scores of each row lie above its cut, and their latents, row by row."""
     counts = np.empty(len(bits), dtype=np.int64)
     _count_each(bits, cuts, counts)
     indptr = np.zeros(len(bits) + 1, dtype=np.int64)
@@ -262,7 +277,10 @@ def _count_keys_into(bits, cuts, out):
         out[r] = total
 
 
-def _count_keys(bits: np.ndarray, cuts: np.ndarray) -> np.ndarray:
+def _count_keys(
+    bits: Int16[np.ndarray, "batch n_latents"], cuts: Int16[np.ndarray, "n_latents"]
+) -> Int64[np.ndarray, "batch"]:
+    """How many scores of each row lie above their latent's key."""
     counts = np.empty(len(bits), dtype=np.int64)
     _count_keys_into(bits, cuts, counts)
     return counts
@@ -289,7 +307,12 @@ def _collect_keys_into(bits, cuts, indptr, out):
                 at += 1
 
 
-def _collect_keys(bits: np.ndarray, cuts: np.ndarray, indptr: np.ndarray) -> np.ndarray:
+def _collect_keys(
+    bits: Int16[np.ndarray, "batch n_latents"],
+    cuts: Int16[np.ndarray, "n_latents"],
+    indptr: Int64[np.ndarray, "batch_plus_one"],
+) -> Int32[np.ndarray, "candidates"]:
+    """The latents that :func:`_count_keys` counted, row by row."""
     indices = np.empty(indptr[-1], dtype=np.int32)
     _collect_keys_into(bits, cuts, indptr, indices)
     return indices
@@ -307,7 +330,13 @@ def _dot_into(x, weight, indptr, indices, out):
             out[e] = total
 
 
-def _dot(x: np.ndarray, weight: np.ndarray, indptr: np.ndarray, indices: np.ndarray) -> np.ndarray:
+def _dot(
+    x: Float32[np.ndarray, "batch d_model"],
+    weight: Float32[np.ndarray, "n_latents d_model"],
+    indptr: Int64[np.ndarray, "batch_plus_one"],
+    indices: Int32[np.ndarray, "candidates"],
+) -> Float32[np.ndarray, "candidates"]:
+    """Pre-activations of the candidates, in float32."""
     values = np.empty(len(indices), dtype=np.float32)
     _dot_into(x, weight, indptr, indices, values)
     return values
@@ -340,7 +369,13 @@ def _keep_groups(indptr, values, rows, need, keep, counts):
             counts[r] = kept
 
 
-def _keep_best(indptr: np.ndarray, values: np.ndarray, rows: int, need: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _keep_best(
+    indptr: Int64[np.ndarray, "batch_plus_one"],
+    values: Float32[np.ndarray, "candidates"],
+    rows: int,
+    need: Int64[np.ndarray, "groups"],
+) -> tuple[Int64[np.ndarray, "batch"], Bool[np.ndarray, "candidates"]]:
+    """How many candidates each row keeps, and which: the ``need`` largest positive ones of each group of rows."""
     keep, counts = np.empty(len(values), dtype=np.bool_), np.empty(len(indptr) - 1, dtype=np.int64)
     _keep_groups(indptr, values, rows, need, keep, counts)
     return counts, keep
@@ -358,8 +393,13 @@ def _keep_above_into(indptr, indices, values, bias, threshold, keep, counts):
 
 
 def _keep_above(
-    indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, bias: np.ndarray, threshold: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+    indptr: Int64[np.ndarray, "batch_plus_one"],
+    indices: Int32[np.ndarray, "candidates"],
+    values: Float32[np.ndarray, "candidates"],
+    bias: Float32[np.ndarray, "n_latents"],
+    threshold: Float32[np.ndarray, "n_latents"],
+) -> tuple[Int64[np.ndarray, "batch"], Bool[np.ndarray, "candidates"]]:
+    """Add the bias to ``values`` in place; how many of them each row keeps, and which: those above the threshold."""
     keep, counts = np.empty(len(values), dtype=np.bool_), np.empty(len(indptr) - 1, dtype=np.int64)
     _keep_above_into(indptr, indices, values, bias, threshold, keep, counts)
     return counts, keep
@@ -377,8 +417,13 @@ def _compress_into(indptr, indices, values, keep, kept, out_indices, out_values)
 
 
 def _compress(
-    indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, keep: np.ndarray, kept: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+    indptr: Int64[np.ndarray, "batch_plus_one"],
+    indices: Int32[np.ndarray, "candidates"],
+    values: Float32[np.ndarray, "candidates"],
+    keep: Bool[np.ndarray, "candidates"],
+    kept: Int64[np.ndarray, "batch_plus_one"],
+) -> tuple[Int32[np.ndarray, "n_active"], Float32[np.ndarray, "n_active"]]:
+    """Latents and values of what is kept; ``kept`` is its ``indptr``."""
     out_indices = np.empty(kept[-1], dtype=np.int32)
     out_values = np.empty(kept[-1], dtype=np.float32)
     _compress_into(indptr, indices, values, keep, kept, out_indices, out_values)

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import numba
 import numpy as np
+from jaxtyping import Float32
 
 from saecore.kernels.jit import kernel
 
 
 def step(
-    W: np.ndarray,
-    grad: np.ndarray,
-    m: np.ndarray,
-    v: np.ndarray,
+    W: Float32[np.ndarray, "n_latents d_model"],
+    grad: Float32[np.ndarray, "n_latents d_model"],
+    m: Float32[np.ndarray, "n_latents d_model"],
+    v: Float32[np.ndarray, "n_latents d_model"],
     rate: float,
     beta1: float,
     beta2: float,
     count: int,
     *,
     unit: bool,
-    start: np.ndarray | None = None,
+    start: Float32[np.ndarray, "n_latents d_model"] | None = None,
     tau: float = 0.0,
 ) -> None:
     """Adam on the rows of ``W`` in place; with ``unit`` on unit rows, as ``reference.unit_rows_step``.
 
-    All arrays are float32 of one shape (n_latents, d_model).
+    ``count`` is 1 at the first step. ``start`` (unit rows) adds the projection to the cone of cosine ``tau``.
     """
     corrected = rate * np.sqrt(1 - beta2**count) / (1 - beta1**count)
     eps = 1e-8 * np.sqrt(1 - beta2**count)

@@ -5,28 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float, Float32, Int32, Int64
+from torch import Tensor
 
 
 @dataclass
 class SparseCodes:
-    """CSR: row r holds entries ``indptr[r]:indptr[r + 1]``, latents ascending.
+    """CSR: row r holds entries ``indptr[r]:indptr[r + 1]``, latents ascending."""
 
-    indptr int64 (batch + 1), indices int32 (n_active), values float32 (n_active).
-    """
+    indptr: Int64[np.ndarray, "batch_plus_one"]
+    indices: Int32[np.ndarray, "n_active"]
+    values: Float32[np.ndarray, "n_active"]
 
-    indptr: np.ndarray
-    indices: np.ndarray
-    values: np.ndarray
-
-    def dense(self, n_latents: int) -> np.ndarray:
-        """Codes as a (batch, n_latents) float32 array."""
+    def dense(self, n_latents: int) -> Float32[np.ndarray, "batch n_latents"]:
+        """The codes with their zeros."""
         out = np.zeros((len(self.indptr) - 1, n_latents), dtype=np.float32)
         out[np.repeat(np.arange(len(out)), np.diff(self.indptr)), self.indices] = self.values
         return out
 
     @staticmethod
-    def from_dense(codes) -> SparseCodes:
-        """From a dense (batch, n_latents) tensor; zeros are left out."""
+    def from_dense(codes: Float[Tensor, "batch n_latents"]) -> SparseCodes:
+        """Without the zeros, from any device."""
         rows, latents = codes.nonzero(as_tuple=True)
         indptr = np.zeros(len(codes) + 1, dtype=np.int64)
         np.cumsum(np.bincount(rows.cpu().numpy(), minlength=len(codes)), out=indptr[1:])

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numba
 import numpy as np
+from jaxtyping import Float32, Int64
 
 from saecore.kernels.jit import kernel
 from saecore.kernels.sparse_codes.codes import SparseCodes
@@ -19,13 +20,19 @@ from saecore.kernels.sparse_codes.codes import SparseCodes
 class Backward:
     """What one batch says: loss per row, the residuals, and dL/dcode per entry."""
 
-    losses: np.ndarray  # (batch,) sum of squared errors, averaged over prefixes
-    errors: np.ndarray  # (batch, d_model) x_hat - x of the whole dictionary
-    pulls: np.ndarray  # (G, batch, d_model) dL/dx_hat seen by the latents of group g
-    code_grads: np.ndarray  # (n_active,)
+    losses: Float32[np.ndarray, "batch"]  # sum of squared errors, averaged over prefixes
+    errors: Float32[np.ndarray, "batch d_model"]  # x_hat - x of the whole dictionary
+    pulls: Float32[np.ndarray, "groups batch d_model"]  # dL/dx_hat seen by the latents of group g
+    code_grads: Float32[np.ndarray, "n_active"]
 
 
-def backward(x: np.ndarray, W_dec: np.ndarray, b_dec: np.ndarray, codes: SparseCodes, ends: np.ndarray) -> Backward:
+def backward(
+    x: Float32[np.ndarray, "batch d_model"],
+    W_dec: Float32[np.ndarray, "n_latents d_model"],
+    b_dec: Float32[np.ndarray, "d_model"],
+    codes: SparseCodes,
+    ends: Int64[np.ndarray, "groups"],
+) -> Backward:
     """Decode, compare with ``x`` and pull back to the codes."""
     batch, d = x.shape
     out = Backward(
@@ -42,15 +49,15 @@ def backward(x: np.ndarray, W_dec: np.ndarray, b_dec: np.ndarray, codes: SparseC
 
 
 def weight_grads(
-    centred: np.ndarray,
-    pulls: np.ndarray,
+    centred: Float32[np.ndarray, "batch d_model"],
+    pulls: Float32[np.ndarray, "groups batch d_model"],
     codes: SparseCodes,
-    pre_grads: np.ndarray,
-    ends: np.ndarray,
-    grad_enc: np.ndarray | None,
-    grad_dec: np.ndarray | None,
-    grad_bias: np.ndarray,
-) -> np.ndarray:
+    pre_grads: Float32[np.ndarray, "n_active"],
+    ends: Int64[np.ndarray, "groups"],
+    grad_enc: Float32[np.ndarray, "n_latents d_model"] | None,
+    grad_dec: Float32[np.ndarray, "n_latents d_model"] | None,
+    grad_bias: Float32[np.ndarray, "n_latents"],
+) -> Int64[np.ndarray, "n_latents"]:
     """Gradients of encoder rows, decoder rows and encoder biases, written in place; returns firings per latent.
 
     ``centred`` is what the encoder saw, ``pre_grads`` dL/dpre-activation per entry. A weight given as None is frozen.
@@ -65,8 +72,10 @@ def weight_grads(
     return np.diff(starts)
 
 
-def decode(W_dec: np.ndarray, b_dec: np.ndarray, codes: SparseCodes) -> np.ndarray:
-    """x_hat = codes @ W_dec + b_dec, shape (batch, d_model)."""
+def decode(
+    W_dec: Float32[np.ndarray, "n_latents d_model"], b_dec: Float32[np.ndarray, "d_model"], codes: SparseCodes
+) -> Float32[np.ndarray, "batch d_model"]:
+    """x_hat = codes @ W_dec + b_dec."""
     out = np.empty((len(codes.indptr) - 1, W_dec.shape[1]), dtype=np.float32)
     _decode(W_dec, b_dec, codes.indptr, codes.indices, codes.values, out)
     return out
