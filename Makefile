@@ -16,7 +16,7 @@ READY := .venv/.ready
 PEERS := .venv-peers/.ready
 STRICT := -W -n --keep-going
 # Shapes in these signatures are checked at run time in the tests. Compiled kernels cannot be wrapped.
-TYPED := saecore.sources,saecore.saes,saecore.training,saecore.metrics,saecore.report
+TYPED := saecore.sources,saecore.saes,saecore.training,saecore.activations,saecore.metrics,saecore.report
 
 .PHONY: help setup book html chapters test lint types unit nbval format checksums bench gpu clean
 
@@ -28,7 +28,7 @@ setup: $(READY)  ## .venv with the pinned packages
 $(READY): constraints.txt pyproject.toml tools/install.py
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "setting up .venv (minutes, once)"
-	@"$(PYTHON)" tools/install.py .venv --editable ".[book,dev,sweep]"
+	@"$(PYTHON)" tools/install.py .venv --editable ".[book,dev,sweep,models]"
 	@touch $@
 
 $(PEERS): benchmarks/requirements-peers.txt constraints.txt pyproject.toml tools/install.py

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from saecore import __version__, paths
+from saecore.spec import ActivationSpec, SpecError
 
 Subparsers = Any
 
@@ -131,7 +132,6 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     from saecore import sweep
     from saecore.report.ledger import LedgerError, finished
     from saecore.saes import CheckpointError
-    from saecore.spec import SpecError
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -161,12 +161,89 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def add_atlas(subparsers: Subparsers) -> None:
+    """`saecore atlas build|train|examine`"""
+    atlas = subparsers.add_parser("atlas", help="make and examine the embedded world: its facts, text and model")
+    actions = atlas.add_subparsers(dest="action", required=True)
+    actions.add_parser("build", help="write data/atlas/facts.csv from GeoNames and CLDR").set_defaults(run=run_atlas)
+    train = actions.add_parser("train", help="train the model (about an hour of one core); goes on where it stopped")
+    train.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    train.set_defaults(run=run_atlas)
+    examine = actions.add_parser("examine", help="what the model knows and holds; rows go to data/results/atlas.csv")
+    examine.set_defaults(run=run_atlas)
+
+
+def run_atlas(arguments: argparse.Namespace) -> int:
+    from saecore.activations.models import ModelError
+    from saecore.sources.atlas import AtlasError
+
+    try:
+        if arguments.action == "build":
+            from saecore.sources.atlas import build
+
+            print(f"wrote {build.build()}")
+        elif arguments.action == "train":
+            from saecore.studies.atlas import train
+
+            print(f"wrote {train.train(train.Recipe(), arguments.threads)}")
+        else:
+            from saecore.studies.atlas import examine, train
+
+            for row in examine.examine(train.Recipe()):
+                print(f"{row['source']:8} {row['metric']:28} {row['constraint']:8} {row['value']:.4f}")
+    except (AtlasError, ModelError) as error:
+        return complain(error, REFUSED)
+    return 0
+
+
+def add_harvest(subparsers: Subparsers) -> None:
+    """`saecore harvest MODEL LAYER DATASET`"""
+    harvest = subparsers.add_parser("harvest", help="keep a model's activations on the disk; goes on where it stopped")
+    harvest.add_argument("model", help="atlas, minilm, a local folder or a hub id")
+    harvest.add_argument("layer", type=int, help="the block, from 0; what leaves it is kept")
+    harvest.add_argument("dataset", help="atlas, a local file or a hub id, with #column where it is not text")
+    harvest.add_argument("--rows", type=int, default=ActivationSpec.rows, help="for training (default: %(default)s)")
+    harvest.add_argument("--context", type=int, default=ActivationSpec.context, help="tokens (default: %(default)s)")
+    harvest.add_argument("--weights", default=ActivationSpec.weights, help="trained or random (default: %(default)s)")
+    harvest.add_argument("--device", default="cpu", help="cpu or cuda")
+    harvest.add_argument("--plan", action="store_true", help="say how much and how long, and stop")
+    harvest.set_defaults(run=run_harvest)
+
+
+def run_harvest(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from saecore import activations
+    from saecore.activations.models import ModelError, load
+    from saecore.sources.text import TextError
+
+    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+        return complain(f"--device {arguments.device}: torch sees no GPU here; leave it out for the CPU", REFUSED)
+    try:
+        model = load(arguments.model, weights=arguments.weights, device=arguments.device)
+        fields = {name: getattr(arguments, name) for name in ("layer", "dataset", "rows", "context", "weights")}
+        spec = ActivationSpec(model=arguments.model, d_model=model.d_model, **fields)
+        if arguments.plan:
+            print(f"{spec.name} on {spec.dataset}: {activations.plan(spec, model=model)}")
+            return 0
+        from tqdm import tqdm
+
+        with tqdm(total=activations.total_rows(spec), unit=" rows", unit_scale=True, delay=1) as bar:
+            where = activations.harvest(spec, progress=bar.update, model=model)
+    except (ModelError, TextError, SpecError) as error:
+        return complain(error, REFUSED)
+    except activations.StoreError as error:
+        return complain(error, FAILED)
+    print(f"{spec.name} on {spec.dataset}: {where}")
+    return 0
+
+
 def complain(error: object, code: int) -> int:
     print(f"saecore: {error}", file=sys.stderr)
     return code
 
 
-COMMANDS: tuple[Callable[[Subparsers], None], ...] = (add_chapters, add_run)
+COMMANDS: tuple[Callable[[Subparsers], None], ...] = (add_chapters, add_run, add_atlas, add_harvest)
 """A command is a function that adds its parser and sets `run`, which turns arguments into an exit code."""
 
 

@@ -17,7 +17,11 @@ CONSTRAINTS = (
     "untrained",
     "both_frozen",
     "oracle",
+    "pca",
+    "neurons",
 )
+DICTIONARIES = ("pca", "neurons")
+"""Controls whose latents are given, each with its opposite: principal components of the data, or its dimensions."""
 INITS = ("iso", "cov", "truth")
 PROBABILITIES = ("constant", "variable")
 WEIGHTS = ("trained", "random")
@@ -245,7 +249,8 @@ class ConstraintSpec(Keyed):
 
     ``tau``: least cosine to its start that a soft-frozen decoder row keeps. ``init``: rows uniform on the sphere
     (``iso``), normalised Gaussian with the data's covariance (``cov``), or the true features (``truth``). ``tied``: the
-    encoder starts parallel to the decoder. ``oracle``: the true dictionary as a frozen decoder.
+    encoder starts parallel to the decoder. ``oracle``: the true dictionary as a frozen decoder. ``pca``, ``neurons``:
+    encoder and decoder are the data's principal components or the standard basis, each with its opposite.
     """
 
     name: str = "free"
@@ -258,6 +263,10 @@ class ConstraintSpec(Keyed):
         one_of("constraint", self.name, CONSTRAINTS)
         one_of("init", self.init, INITS)
         require(0 <= self.tau < 1, f"tau={self.tau} must lie in [0, 1); for tau=1 use frozen_decoder")
+        require(
+            self.name != "pca" or self.init == "cov",
+            f"constraint='pca' is made of the data's covariance, not init={self.init!r}; set init='cov'",
+        )
 
     @property
     def trains_encoder(self) -> bool:
@@ -269,7 +278,7 @@ class ConstraintSpec(Keyed):
 
     @property
     def trains_anything(self) -> bool:
-        return self.name != "untrained"
+        return self.name != "untrained" and self.name not in DICTIONARIES
 
 
 @dataclass(frozen=True)
@@ -319,6 +328,18 @@ class RunSpec(Keyed):
             self.sae.d_model == self.source.d_model,
             f"sae.d_model={self.sae.d_model} differs from source.d_model={self.source.d_model}; set them equal",
         )
+        if self.constraint.name in DICTIONARIES:
+            name, twice = self.constraint.name, 2 * self.sae.d_model
+            require(
+                self.sae.architecture == "topk",
+                f"constraint={name!r} keeps the largest coefficients of each row; set architecture='topk', "
+                f"not {self.sae.architecture!r}",
+            )
+            require(
+                self.sae.n_latents == twice,
+                f"constraint={name!r} has a latent and its opposite for each of d_model={self.sae.d_model} directions; "
+                f"set n_latents={twice}, not {self.sae.n_latents}",
+            )
         needs_truth = self.constraint.name == "oracle" or self.constraint.init == "truth"
         if needs_truth:
             known = getattr(self.source, "n_features", None)

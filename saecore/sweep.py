@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import logging
@@ -13,11 +14,23 @@ from typing import Any
 import yaml
 
 from saecore import paths
-from saecore.metrics.evaluate import evaluate, glimpse
+from saecore.activations import open_source
+from saecore.metrics.evaluate import glimpse
 from saecore.report import ledger
 from saecore.saes import checkpoint
-from saecore.sources.synthetic import Superposition
-from saecore.spec import ActivationSpec, ConstraintSpec, RunSpec, SAESpec, SourceSpec, SpecError, TrainingSpec, require
+from saecore.sources.base import Source
+from saecore.spec import (
+    DICTIONARIES,
+    ActivationSpec,
+    ConstraintSpec,
+    RunSpec,
+    SAESpec,
+    SourceSpec,
+    SpecError,
+    TrainingSpec,
+    require,
+)
+from saecore.studies.examine import Examiner, examiner
 from saecore.training import DivergedError, Trainer, shared_streams, start, train_many
 
 log = logging.getLogger(__name__)
@@ -40,12 +53,15 @@ MARKS = (
     40_000,
     60_000,
 )
-"""Steps at which a learning curve is read, where a run has them."""
+"""Steps at which a learning curve is read on a synthetic source, where a run has them."""
+SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75)
+"""Shares of the steps at which it is read on activations; the paper reads it at 0.05 and 0.1 (Sec. 4.2)."""
 SAVE_SECONDS = 300
 SILENT_STEPS = 100
 """``silent_share`` counts the latents that fired for no training sample of so many steps."""
 WIDTH = 32
 """Latents per dimension where a sweep does not say (paper, Sec. 4.1)."""
+HEADLINES = ("explained_variance", "ce_recovered", "concept_f1", "fraction_recovered")
 SHORT = {"architecture": "sae", "probability": "source", "constraint": "constraint", "seed": "training"}
 
 
@@ -96,7 +112,11 @@ def load(path: Path) -> tuple[str, list[list[RunSpec]]]:
 
 
 def make(fields: dict[str, Any]) -> RunSpec:
-    """A run from flat fields, as a sweep file names them."""
+    """A run from flat fields, as a sweep file names them.
+
+    Where they do not say, an SAE has a latent for each known feature, or ``WIDTH`` times ``d_model``; the dictionaries
+    ``pca`` and ``neurons`` have twice ``d_model``, and ``pca`` its own init.
+    """
     parts: dict[str, dict[str, Any]] = {"sae": {}, "source": {}, "constraint": {}, "training": {}}
     for name, value in fields.items():
         part, _, item = name.partition(".")
@@ -120,7 +140,11 @@ def make(fields: dict[str, Any]) -> RunSpec:
     require("architecture" in parts["sae"], "a run needs an architecture")
     source = kind(**parts["source"])
     parts["sae"].setdefault("d_model", source.d_model)
+    if parts["constraint"].get("name") in DICTIONARIES:
+        parts["sae"].setdefault("n_latents", 2 * source.d_model)
     parts["sae"].setdefault("n_latents", getattr(source, "n_features", WIDTH * source.d_model))
+    if parts["constraint"].get("name") == "pca":
+        parts["constraint"].setdefault("init", "cov")
     return RunSpec(
         SAESpec(**parts["sae"]),
         source,
@@ -138,46 +162,63 @@ def run_all(experiment: str, groups: Sequence[Sequence[RunSpec]], device: str = 
     """Bring every run to its end and record it under ``experiment``; what is recorded is not run again.
 
     A group shares its stream of samples and trains together, ``at_once`` runs at a time. Interrupted, it continues
-    from the last checkpoint in the cache.
+    from the last checkpoint in the cache. Floors and ceilings that need no SAE are recorded once for each source.
     """
     paths.writable(paths.cache())
     paths.writable(paths.results(), paths.RESULTS)
     ledger.commit()  # asked now: the code that runs is the code of this moment
+    at_hand: Examiner | None = None
     for group in groups:
         done = ledger.finished(experiment)
         todo = [run for run in group if run.key() not in done]
+        if not todo:
+            continue
+        if at_hand is None or at_hand.source.spec != todo[0].source:
+            at_hand = examiner(open_source(todo[0].source, device))
+            _record_references(experiment, at_hand)
         for first in range(0, len(todo), at_once):
-            _run_group(experiment, todo[first : first + at_once], Superposition(todo[0].source, device))
+            _run_group(experiment, todo[first : first + at_once], at_hand)
 
 
-def _run_group(experiment: str, group: list[RunSpec], source: Superposition) -> None:
+def _run_group(experiment: str, group: list[RunSpec], at_hand: Examiner) -> None:
+    source = at_hand.source
     trainers = [start(run, source) for run in group]
+    starts = {trainer.run.key(): copy.deepcopy(trainer.sae) for trainer in trainers}
     for trainer in trainers:
         if trainer.resume(_state_path(trainer.run)):
             log.info("%s resumes at step %d", trainer.run.key(), trainer.steps_done)
     steps, saved = group[0].training.steps, time.monotonic()
-    for stop in sorted({m for m in MARKS if m < steps} | set(range(500, steps, 500)) | {steps}):
+    marks = curve(group[0])
+    for stop in sorted({*marks, *range(500, steps, 500), steps}):
         behind = [t for t in trainers if t.steps_done < stop]
         trainers = _advance(trainers, source, stop)
         for trainer in behind:
-            if trainer.steps_done == stop < steps and stop in MARKS:
-                _record(experiment, trainer, source, stop, glimpse(trainer.sae, source))
+            if trainer.steps_done == stop and stop in marks:
+                fresh = starts[trainer.run.key()].W_dec.detach()
+                _record(experiment, trainer, source, stop, glimpse(trainer.sae, source, start=fresh))
         if time.monotonic() - saved > SAVE_SECONDS:
             for trainer in trainers:
                 trainer.save(_state_path(trainer.run))
             saved = time.monotonic()
             log.info("%s: %s at step %d of %d", experiment, [t.run.sae.architecture for t in trainers], stop, steps)
     for trainer in trainers:
-        values = evaluate(trainer.sae, source, start=start(trainer.run, source).sae.W_dec.detach())
+        values = at_hand.measure(trainer.sae, starts[trainer.run.key()], trainer.run)
         checkpoint.save(sae_path(trainer.run), trainer.sae, trainer.run)
         _record(experiment, trainer, source, trainer.steps_done, values)
         _state_path(trainer.run).unlink(missing_ok=True)
-        run, found = trainer.run, (values["explained_variance"], values["features_recovered"])
-        log.info("%s %s %s %s EV %.3f recovered %d", run.key(), run.sae.architecture, run.constraint.name,
-                 run.settings(), *found)  # fmt: skip
+        run, found = trainer.run, [f"{name} {values[name]:.3f}" for name in HEADLINES if name in values]
+        log.info("%s %s %s %s %s", run.key(), run.sae.architecture, run.constraint.name, run.settings(),
+                 " ".join(found))  # fmt: skip
 
 
-def _advance(trainers: list[Trainer], source: Superposition, stop: int) -> list[Trainer]:
+def curve(run: RunSpec) -> set[int]:
+    """The steps before the last at which a run's learning curve is read."""
+    steps = run.training.steps
+    synthetic = isinstance(run.source, SourceSpec)
+    return {m for m in (MARKS if synthetic else (round(share * steps) for share in SHARES)) if 0 < m < steps}
+
+
+def _advance(trainers: list[Trainer], source: Source, stop: int) -> list[Trainer]:
     """Train to ``stop``; a run that diverges is reported and left out, the others go on."""
     while True:
         try:
@@ -188,7 +229,18 @@ def _advance(trainers: list[Trainer], source: Superposition, stop: int) -> list[
             trainers = [t for t in trainers if t.run.key() != error.key]
 
 
-def _record(experiment: str, trainer: Trainer, source: Superposition, step: int, values: dict[str, float]) -> None:
+def _record_references(experiment: str, at_hand: Examiner) -> None:
+    """Floors and ceilings, under the key of their source, unless they are recorded."""
+    spec = at_hand.source.spec
+    if spec.key() in ledger.finished(experiment, "cross_entropy"):
+        return
+    same = {"key": spec.key(), "source": spec.name, "architecture": "", "init": "", "l0": "", "seed": 0, "step": 0}
+    same |= {"device": ledger.device(at_hand.source.device), "commit": ledger.commit(), "seconds": 0, "settings": ""}
+    found = [(name, *item) for name, values in at_hand.references().items() for item in values.items()]
+    ledger.record(experiment, [{**same, "constraint": n, "metric": metric, "value": v} for n, metric, v in found])
+
+
+def _record(experiment: str, trainer: Trainer, source: Source, step: int, values: dict[str, float]) -> None:
     if trainer.steps_done >= SILENT_STEPS:
         values = values | {"silent_share": float((trainer.silent >= SILENT_STEPS).float().mean())}
     ledger.record(experiment, ledger.rows(trainer.run, step, values, trainer.seconds, source.device))

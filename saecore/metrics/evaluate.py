@@ -1,36 +1,104 @@
-"""One SAE against one synthetic source, in its inference form, on samples it was not trained on."""
+"""One SAE against one source, in its inference form, on samples it was not trained on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from saecore import kernels
+from saecore.activations.source import ActivationSource
 from saecore.kernels.sparse_codes.codes import SparseCodes
 from saecore.metrics.geometry import cosine_to_start
 from saecore.metrics.reconstruction import Reconstruction
 from saecore.metrics.recovery import CodeScores, best_match, by_frequency, one_to_one, recovered
 from saecore.saes.base import SAE
-from saecore.sources.synthetic import EVALUATION, Superposition, SyntheticBatch
+from saecore.sources.base import EVALUATION, Source
+from saecore.sources.synthetic import Superposition
+
+ROWS, GLIMPSE_ROWS, BATCH = 131_072, 8192, 4096
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 @torch.no_grad()
 def evaluate(
     sae: SAE,
-    source: Superposition,
-    rows: int = 131_072,
-    batch: int = 4096,
+    source: Source,
+    rows: int = ROWS,
+    batch: int = BATCH,
     start: Float[Tensor, "n_latents d_model"] | None = None,
 ) -> dict[str, float]:
-    """Every metric of the synthetic study by its name in the ledger.
+    """Every metric of a finished SAE by its name in the ledger.
 
-    ``start`` (where the decoder began) adds ``cosine_to_start``; a source with variable frequencies adds
-    ``recovered_bin_<i>``, the share recovered in each of 8 bins of p, rarest first. Code scores use the
-    one-to-one match.
+    ``start`` (where the decoder began) adds ``cosine_to_start``; on activations also its mean and its quantiles for the
+    latents that fired on these rows and for those that did not (``cosine_to_start_live_q05`` and its like). On a
+    synthetic source a variable frequency adds ``recovered_bin_<i>``, the share recovered in each of 8 bins of p, rarest
+    first, and code scores use the one-to-one match.
     """
+    if isinstance(source, Superposition):
+        return _against_truth(sae, source, rows, batch, start)
+    sums = reconstruct(sae, source, rows, batch)
+    values = {
+        "explained_variance": sums.explained_variance(),
+        "explained_variance_per_row": sums.explained_variance_per_row(),
+        "l0": sums.l0(),
+        "dead_share": sums.dead_share(sae.spec.n_latents),
+    }
+    return values | _moved(sae, sums, start, QUANTILES)
+
+
+@torch.no_grad()
+def glimpse(
+    sae: SAE,
+    source: Source,
+    rows: int = GLIMPSE_ROWS,
+    start: Float[Tensor, "n_latents d_model"] | None = None,
+) -> dict[str, float]:
+    """The few metrics of a learning curve, from few rows; ``start`` adds the cosine to it on activations."""
+    sums = reconstruct(sae, source, rows)
+    values = {"explained_variance": sums.explained_variance(), "l0": sums.l0()}
+    if not isinstance(source, Superposition):
+        return values | _moved(sae, sums, start)
+    best = best_match(source.features, sae.W_dec.detach())
+    return values | {
+        "features_recovered": float(recovered(best.cosine)),
+        "mean_best_cosine": float(best.cosine.mean()),
+    }
+
+
+def reconstruct(sae: SAE, source: Source, rows: int, batch: int = BATCH) -> Reconstruction:
+    """Sums over the first ``rows`` held-out rows. What varies is counted from where ``b_dec`` starts, the mean."""
+    sums = Reconstruction(centre=source.start_bias().double())
+    for sample in samples(source, rows, batch):
+        sums.update(sample.x, *rebuild(sae, sample.x))
+    return sums
+
+
+def _moved(
+    sae: SAE,
+    sums: Reconstruction,
+    start: Float[Tensor, "n_latents d_model"] | None,
+    quantiles: tuple[float, ...] = (),
+) -> dict[str, float]:
+    """Cosine of the decoder's rows to their start: of all, of those that fired, of those that did not, if any."""
+    if start is None:
+        return {}
+    cosine = cosine_to_start(sae.W_dec.detach(), start.to(sae.W_dec)).cpu()
+    fired = torch.from_numpy(sums.firings(len(cosine)) > 0)
+    values = {"cosine_to_start": float(cosine.mean())}
+    for name, part in (("live", cosine[fired]), ("dead", cosine[~fired])):
+        if len(part):
+            values[f"cosine_to_start_{name}"] = float(part.mean())
+            values |= {f"cosine_to_start_{name}_q{round(100 * q):02d}": float(part.quantile(q)) for q in quantiles}
+    return values
+
+
+def _against_truth(
+    sae: SAE, source: Superposition, rows: int, batch: int, start: Float[Tensor, "n_latents d_model"] | None
+) -> dict[str, float]:
     W_dec = sae.W_dec.detach()
     best, single = best_match(source.features, W_dec), one_to_one(source.features, W_dec)
     sums, scores = Reconstruction(), CodeScores(single.latent, sae.spec.n_latents)
@@ -63,22 +131,13 @@ def evaluate(
     return values
 
 
-@torch.no_grad()
-def glimpse(sae: SAE, source: Superposition, rows: int = 8192) -> dict[str, float]:
-    """The few metrics of a learning curve, from few rows."""
-    best, sums = best_match(source.features, sae.W_dec.detach()), Reconstruction()
-    for sample in samples(source, rows, 4096):
-        sums.update(sample.x, *rebuild(sae, sample.x))
-    return {
-        "explained_variance": sums.explained_variance(),
-        "l0": sums.l0(),
-        "features_recovered": float(recovered(best.cosine)),
-        "mean_best_cosine": float(best.cosine.mean()),
-    }
+def samples(source: Source, rows: int, batch: int) -> Iterator[Any]:
+    """The evaluation stream: the first ``rows`` rows in batches of ``batch``, the last one what is left.
 
-
-def samples(source: Superposition, rows: int, batch: int) -> Iterator[SyntheticBatch]:
-    """The evaluation stream: the first ``rows`` rows in batches of ``batch``, the last one what is left."""
+    No more than there are: a store's held-out rows would start over.
+    """
+    if isinstance(source, ActivationSource):
+        rows = min(rows, source.held_out_rows)
     for step, first in enumerate(range(0, rows, batch)):
         yield source.batch(min(batch, rows - first), step, EVALUATION)
 

@@ -1,4 +1,11 @@
-"""How well and how sparsely an SAE rebuilds its input."""
+"""How well and how sparsely an SAE rebuilds its input.
+
+Two definitions of explained variance are in use. ``explained_variance`` is a ratio of sums: the paper's; SAELens' since
+its pull requests 443 and 665; SAEBench's code since its pull request 61; ``1 - FVU`` of sparsify; dictionary_learning's
+``frac_variance_explained`` but for its averaging over batches and for leaving out the mean of the error.
+``explained_variance_per_row`` is a mean of ratios: SAELens' and SAEBench's ``explained_variance_legacy``, which
+SAEBench's paper reports (its issue 76). Rows near the mean weigh far more in the second.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +21,17 @@ from saecore.kernels.sparse_codes.codes import SparseCodes
 
 @dataclass
 class Reconstruction:
-    """Sums over all rows seen, in float64; the answer does not depend on how rows were batched."""
+    """Sums over all rows seen, in float64; the answer does not depend on how rows were batched.
 
+    ``centre`` is the mean of the data as known beforehand; without it there is no :meth:`explained_variance_per_row`.
+    """
+
+    centre: Float[Tensor, "d_model"] | None = None
     rows: int = 0
     active: int = 0
     squared_error: float = 0.0
     square: float = 0.0
+    unexplained: float = 0.0  # sum over rows of |x - x_hat|^2 / |x - centre|^2
     total: Tensor | None = None  # (d_model,) sum of x
     _firings: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
@@ -29,7 +41,10 @@ class Reconstruction:
         wide = x.double()
         self.rows += len(x)
         self.active += len(codes.indices)
-        self.squared_error += float((wide - x_hat).square().sum())
+        errors = (wide - x_hat).square().sum(1)
+        self.squared_error += float(errors.sum())
+        if self.centre is not None:
+            self.unexplained += float((errors / (wide - self.centre).square().sum(1)).sum())
         self.square += float(wide.square().sum())
         self.total = wide.sum(0) + (0 if self.total is None else self.total)
         self._firings = self.firings(int(codes.indices.max(initial=-1)) + 1)
@@ -43,6 +58,14 @@ class Reconstruction:
         if not variation > 1e-12 * self.square:
             raise ValueError(f"all {self.rows} rows are equal: no variance to explain; pass rows that differ")
         return 1 - self.squared_error / variation
+
+    def explained_variance_per_row(self) -> float:
+        """1 - mean of |x - x_hat|^2 / |x - centre|^2 over rows. Raises ValueError where that is undefined."""
+        if self.centre is None or not self.rows:
+            raise ValueError("explained variance per row needs rows and Reconstruction(centre=the mean of the data)")
+        if not np.isfinite(self.unexplained):
+            raise ValueError("a row equals the centre and has no variance to explain; leave such rows out")
+        return 1 - self.unexplained / self.rows
 
     def l0(self) -> float:
         """Codes per row."""

@@ -85,6 +85,8 @@ VARIANTS = {
     "both_frozen": Style(GREY, "v", "--"),
     "untrained": Style("#B5B5B5", "X", ":"),
     "oracle": Style("#000000", "*"),
+    "pca": Style("#550055", "P"),
+    "neurons": Style("#9922EE", "p"),
 }
 ARCHITECTURES = {
     "topk": Style("#332288", "o"),

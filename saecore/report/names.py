@@ -20,16 +20,33 @@ VARIANTS = {
     "both_frozen": "both frozen",
     "untrained": "untrained",
     "oracle": "oracle decoder",
+    "pca": "PCA",
+    "neurons": "neurons",
 }
+REFERENCES = {
+    "model": "the model itself",
+    "mean_ablation": "mean ablation",
+    "zero_ablation": "zero ablation",
+    "probe": "linear probe",
+    "always": "always fires",
+}
+"""Floors and ceilings without an SAE, recorded in the place of a constraint."""
 SOURCES = {"constant": "constant probability", "variable": "variable probability"}
 METRICS = {
     "explained_variance": "explained variance",
+    "explained_variance_per_row": "explained variance, mean over rows",
+    "cross_entropy": "cross-entropy (nats per token)",
+    "ce_recovered": "cross-entropy recovered",
+    "kl": "KL from the model (nats per token)",
+    "concept_f1": "F1 of the best latent per concept",
     "fraction_recovered": "features recovered",
     "features_recovered": "features recovered",
     "one_to_one_recovered": "recovered one to one",
     "mean_best_cosine": "mean best cosine",
     "mean_one_to_one_cosine": "mean one-to-one cosine",
     "cosine_to_start": "cosine to the start",
+    "cosine_to_start_live": "cosine to the start, live latents",
+    "cosine_to_start_dead": "cosine to the start, dead latents",
     "code_f1_micro": "F1 of the codes",
     "code_f1_macro": "F1 of the codes, mean over features",
     "code_precision": "precision of the codes",
@@ -63,7 +80,7 @@ SETTINGS = {
     "l0": "target L0",
     "init": "initialisation",
 }
-TABLES = (ARCHITECTURES, VARIANTS, SOURCES, METRICS)
+TABLES = (ARCHITECTURES, VARIANTS, REFERENCES, SOURCES, METRICS)
 
 
 def label(name: str) -> str:

@@ -20,9 +20,35 @@ def cov(n: int, covariance: Float[Tensor, "d_model d_model"], generator: torch.G
 
     Raises SpecError where the covariance is not symmetric positive semi-definite.
     """
-    values, vectors = torch.linalg.eigh(covariance.double())
-    if values.min() < -1e-6 * values.max().abs():
-        raise SpecError(f"init='cov' needs a positive semi-definite covariance; smallest eigenvalue {values.min():.3g}")
+    values, vectors = _principal(covariance)
     root = (vectors * values.clamp_min(0).sqrt()).float()
     rows = torch.randn(n, len(covariance), generator=generator) @ root.T
     return rows / rows.norm(dim=1, keepdim=True)
+
+
+def components(covariance: Float[Tensor, "d_model d_model"]) -> Float[Tensor, "two_d_model d_model"]:
+    """Principal components of the data as unit rows, largest variance first, then their opposites.
+
+    Raises SpecError where the covariance is not symmetric positive semi-definite.
+    """
+    _, vectors = _principal(covariance)
+    rows = vectors.T.flip(0).float()
+    return torch.cat([rows, -rows])
+
+
+def neurons(d_model: int) -> Float[Tensor, "two_d_model d_model"]:
+    """The standard basis, then its opposite."""
+    return torch.cat([torch.eye(d_model), -torch.eye(d_model)])
+
+
+def _principal(
+    covariance: Float[Tensor, "d_model d_model"],
+) -> tuple[Float[Tensor, "d_model"], Float[Tensor, "d_model d_model"]]:
+    """Eigenvalues, ascending, and eigenvectors as columns, in float64."""
+    values, vectors = torch.linalg.eigh(covariance.double())
+    if values.min() < -1e-6 * values.max().abs():
+        raise SpecError(
+            f"a covariance must be positive semi-definite; the smallest eigenvalue is {values.min():.3g}: "
+            "check the source's covariance()"
+        )
+    return values, vectors

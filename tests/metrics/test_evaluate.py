@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from saecore import kernels
+from saecore.activations.source import ActivationBatch
 from saecore.metrics.evaluate import evaluate, glimpse, samples
 from saecore.saes import build
 from saecore.sources.synthetic import EVALUATION, Superposition
-from saecore.spec import ARCHITECTURES, ConstraintSpec, SAESpec, SourceSpec
+from saecore.spec import ARCHITECTURES, ActivationSpec, ConstraintSpec, SAESpec, SourceSpec
 from saecore.training import calibrate
 
 CONSTANT = SourceSpec("constant", n_features=40, d_model=12, expected_l0=2.0)
@@ -108,6 +109,69 @@ def test_an_sae_without_a_threshold_is_an_error():
     sae = build(spec, ConstraintSpec(), generator=torch.Generator())
     with pytest.raises(ValueError, match="has no inference threshold"):
         evaluate(sae, source, rows=100)
+
+
+class Gaussian:
+    """Activations without truth: rows of mean 3 and deviations 2 and 1, the same for the same place."""
+
+    spec = ActivationSpec("toy", 0, "toy", 2)
+    device, scale, truth = torch.device("cpu"), 0.5, None
+
+    def batch(self, n, step, stream=0):
+        generator = torch.Generator().manual_seed(1000 * stream + step)
+        return ActivationBatch(3 + torch.randn(n, 2, generator=generator) * torch.tensor([2.0, 1.0]))
+
+    def start_bias(self):
+        return torch.full((2,), 3.0)
+
+    def covariance(self):
+        return torch.diag(torch.tensor([4.0, 1.0]))
+
+
+def dictionary(name, l0):
+    spec = ConstraintSpec(name, init="cov")
+    source = Gaussian()
+    sae = build(SAESpec("topk", d_model=2, n_latents=4, l0=l0), spec, generator=torch.Generator(),
+                covariance=source.covariance())  # fmt: skip
+    sae.b_dec.data.copy_(source.start_bias())
+    return sae
+
+
+def test_activations_have_both_explained_variances_and_no_truth():
+    """Of two independent Gaussians the smaller square is lost; its mean over angles, where E r^2 = 2, numerically."""
+    sae = dictionary("pca", l0=1)
+    found = evaluate(sae, Gaussian(), rows=200_000)
+    assert set(found) == {"explained_variance", "explained_variance_per_row", "l0", "dead_share"}
+    s, t = 2.0, 1.0
+    angle = (torch.arange(200_000) + 0.5) * math.pi / 200_000
+    lost = torch.minimum((s * angle.cos()) ** 2, (t * angle.sin()) ** 2)
+    assert found["explained_variance"] == pytest.approx(1 - 2 * float(lost.mean()) / (s**2 + t**2), abs=0.005)
+    ratio = lost / ((s * angle.cos()) ** 2 + (t * angle.sin()) ** 2)
+    assert found["explained_variance_per_row"] == pytest.approx(1 - float(ratio.mean()), abs=0.005)
+    assert found["l0"] == 1 and found["dead_share"] == 0
+
+
+def test_the_cosine_to_the_start_tells_live_latents_from_dead_ones():
+    source, sae = Gaussian(), dictionary("neurons", l0=1)
+    start = sae.W_dec.detach().clone()
+    sae.W_enc.data[3] = 0  # never the largest
+    sae.W_dec.data[:3] = torch.tensor([[0.6, 0.8], [0.0, 1.0], [-1.0, 0.0]])
+    found = evaluate(sae, source, rows=5000, start=start)
+    assert found["cosine_to_start"] == pytest.approx((0.6 + 1 + 1 + 1) / 4)
+    assert found["cosine_to_start_live"] == pytest.approx((0.6 + 1 + 1) / 3)
+    assert found["cosine_to_start_dead"] == found["cosine_to_start_dead_q05"] == 1
+    assert found["cosine_to_start_live_q50"] == 1
+    assert found["cosine_to_start_live_q25"] == pytest.approx(0.8)
+    part = glimpse(sae, source, rows=5000, start=start)
+    assert set(part) == {"explained_variance", "l0", "cosine_to_start", "cosine_to_start_live", "cosine_to_start_dead"}
+    assert part == pytest.approx({name: found[name] for name in part})
+
+
+def test_without_dead_latents_there_is_no_cosine_of_theirs():
+    sae = dictionary("neurons", l0=2)
+    found = evaluate(sae, Gaussian(), rows=5000, start=sae.W_dec)
+    assert not [name for name in found if "dead_q" in name or name == "cosine_to_start_dead"]
+    assert found["explained_variance"] == pytest.approx(1)
 
 
 @pytest.mark.gpu

@@ -30,6 +30,25 @@ def test_by_hand_and_however_batched(sizes):
     assert sums.dead_share(3) == pytest.approx(1 / 3)
 
 
+@pytest.mark.parametrize("sizes", [(3,), (1, 2), (2, 1), (1, 1, 1), (0, 3)])
+def test_the_mean_of_row_ratios_by_hand_and_however_batched(sizes):
+    """Mean (3, 2): variations 8, 4, 20 and errors 1, 0, 1 of the rows."""
+    sums = Reconstruction(centre=X.mean(0))
+    for x, x_hat, codes in zip(X.split(sizes), X_HAT.split(sizes), CODES.split(sizes), strict=True):
+        sums.update(x, x_hat, SparseCodes.from_dense(codes))
+    assert sums.explained_variance_per_row() == pytest.approx(1 - (1 / 8 + 0 / 4 + 1 / 20) / 3)
+    assert sums.explained_variance() == pytest.approx(1 - 2 / 32)
+
+
+def test_the_mean_of_row_ratios_needs_a_centre_that_no_row_equals():
+    with pytest.raises(ValueError, match=r"needs rows and Reconstruction\(centre="):
+        summed(3).explained_variance_per_row()
+    sums = Reconstruction(centre=X[0])
+    sums.update(X, X_HAT, SparseCodes.from_dense(CODES))
+    with pytest.raises(ValueError, match="a row equals the centre"):
+        sums.explained_variance_per_row()
+
+
 def test_it_is_no_mean_of_batch_ratios(generator):
     """Rows whose batches have means and sizes of their own: the ratio of sums differs from the mean of ratios."""
     x = torch.cat([torch.randn(10, 3, generator=generator), 50 + torch.randn(1000, 3, generator=generator)])

@@ -5,7 +5,17 @@ import torch
 
 from saecore.saes import build
 from saecore.saes.constraints import cov
-from saecore.spec import ARCHITECTURES, CONSTRAINTS, ConstraintSpec, SAESpec, SpecError
+from saecore.spec import (
+    ARCHITECTURES,
+    CONSTRAINTS,
+    DICTIONARIES,
+    ActivationSpec,
+    ConstraintSpec,
+    RunSpec,
+    SAESpec,
+    SpecError,
+    TrainingSpec,
+)
 
 SPEC = SAESpec("batch_topk", d_model=6, n_latents=40, l0=3)
 
@@ -23,7 +33,7 @@ def rows(seed: int, n: int = 40, d: int = 6) -> torch.Tensor:
 def test_every_architecture_and_constraint_shares_one_start():
     first = built()
     for architecture in ARCHITECTURES:
-        for name in set(CONSTRAINTS) - {"oracle"}:
+        for name in set(CONSTRAINTS) - {"oracle", *DICTIONARIES}:
             other = built(SAESpec(architecture, d_model=6, n_latents=40, l0=7), name=name)
             for weight in ("W_enc", "W_dec", "b_enc", "b_dec"):
                 assert torch.equal(getattr(other, weight), getattr(first, weight)), (architecture, name, weight)
@@ -88,7 +98,7 @@ def test_cov_needs_a_covariance():
 
 
 def test_cov_refuses_what_is_no_covariance(generator):
-    with pytest.raises(SpecError, match="positive semi-definite covariance; smallest eigenvalue -1"):
+    with pytest.raises(SpecError, match="positive semi-definite; the smallest eigenvalue is -1.*check the source"):
         cov(5, torch.diag(torch.tensor([1.0, -1.0])), generator)
 
 
@@ -112,3 +122,55 @@ def test_a_free_sae_may_start_at_the_truth():
 def test_the_oracle_needs_a_truth_of_its_shape(truth, said):
     with pytest.raises(SpecError, match=rf"oracle .*needs truth of shape \(40, 6\), got {said}"):
         built(name="oracle", truth=truth)
+
+
+PAIRS = SAESpec("topk", d_model=6, n_latents=12, l0=3)
+
+
+def test_pca_rows_are_principal_components_and_their_opposites(generator):
+    """Variances 9, 4, ..., along known axes: row i is the i-th axis, largest variance first, up to its sign."""
+    turn = torch.linalg.qr(torch.randn(6, 6, generator=generator)).Q
+    covariance = turn @ torch.diag(torch.tensor([1.0, 9, 4, 0.5, 0.25, 16])) @ turn.T
+    sae = built(PAIRS, name="pca", init="cov", covariance=covariance)
+    torch.testing.assert_close((sae.W_dec[:6] @ turn).abs(), torch.eye(6)[[5, 1, 2, 0, 3, 4]], atol=1e-5, rtol=0)
+    assert torch.equal(sae.W_dec[6:], -sae.W_dec[:6]) and torch.equal(sae.W_enc, sae.W_dec)
+
+
+@pytest.mark.parametrize("init", ["iso", "cov"])
+def test_neurons_are_the_standard_basis_whatever_the_init(init):
+    sae = built(PAIRS, name="neurons", init=init, covariance=torch.eye(6) * 2)
+    assert torch.equal(sae.W_dec, torch.cat([torch.eye(6), -torch.eye(6)])) and torch.equal(sae.W_enc, sae.W_dec)
+
+
+def test_a_dictionary_keeps_the_largest_coefficients_of_each_row_of_either_sign():
+    sae = built(PAIRS, name="neurons")
+    sae.b_dec.data.fill_(1.0)
+    x = torch.tensor([[5.0, -6, 1.5, 1, 3, 0.5]])  # less the bias: 4, -7, 0.5, 0, 2, -0.5
+    torch.testing.assert_close(sae(x), torch.tensor([[5.0, -6, 1, 1, 3, 1]]))
+
+
+def test_a_dictionary_with_every_coefficient_loses_nothing(generator):
+    spec = SAESpec("topk", d_model=6, n_latents=12, l0=6)
+    x = torch.randn(50, 6, generator=generator)
+    sae = built(spec, name="pca", init="cov", covariance=torch.cov(x.T))
+    torch.testing.assert_close(sae(x), x, atol=1e-5, rtol=0)
+
+
+def run_of(sae: SAESpec, **constraint) -> RunSpec:
+    return RunSpec(sae, ActivationSpec("atlas", 0, "atlas", 6), ConstraintSpec(**constraint), TrainingSpec())
+
+
+@pytest.mark.parametrize("name", DICTIONARIES)
+def test_a_dictionary_needs_topk_and_two_latents_a_dimension(name):
+    assert not run_of(PAIRS, name=name, init="cov").constraint.trains_anything
+    with pytest.raises(SpecError, match=f"constraint='{name}' .* set architecture='topk', not 'batch_topk'"):
+        run_of(SAESpec("batch_topk", d_model=6, n_latents=12, l0=3), name=name, init="cov")
+    with pytest.raises(SpecError, match=rf"constraint='{name}' .* d_model=6 directions; set n_latents=12, not 40"):
+        run_of(SAESpec("topk", d_model=6, n_latents=40, l0=3), name=name, init="cov")
+
+
+def test_pca_is_made_of_the_covariance():
+    with pytest.raises(SpecError, match="constraint='pca' is made of the data's covariance, not init='iso'; set init="):
+        ConstraintSpec("pca")
+    with pytest.raises(SpecError, match="init='cov' needs the data's covariance"):
+        built(PAIRS, name="pca", init="cov")

@@ -1,0 +1,178 @@
+"""A tiny random Llama reads atlas: what is measured on its SAEs, and what a sweep and a live run record of them."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from saecore import cli, paths, sweep
+from saecore.activations import models, open_source
+from saecore.kernels.sparse_codes.codes import SparseCodes
+from saecore.metrics import concepts
+from saecore.metrics.evaluate import evaluate
+from saecore.report import ledger
+from saecore.saes import load
+from saecore.sources import atlas
+from saecore.spec import ActivationSpec
+from saecore.studies.examine import Examiner, concept_recovery, examiner, offsets
+from saecore.studies.live import train_live
+from saecore.training import start
+
+ROWS = 1500
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder as transformers writes it, with byte-level BPE learnt from atlas."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("world") / "tiny"
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=["<s>"], show_progress=False, initial_alphabet=bpe.pre_tokenizer.alphabet()
+    )
+    bpe.train_from_iterator((atlas.document("train", i).text for i in range(100)), trainer)
+    PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>").save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=bpe.get_vocab_size(), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=512, bos_token_id=0, eos_token_id=0, initializer_range=0.3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(paths.RESULTS, str(tmp_path / "results"))
+    monkeypatch.setenv(paths.CACHE, str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def at_hand(model: Path, tmp_path_factory: pytest.TempPathFactory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(paths.CACHE, str(tmp_path_factory.mktemp("cache")))
+        yield examiner(open_source(spec(model)), tokens=2000, documents=100)
+
+
+def spec(model: Path) -> ActivationSpec:
+    return ActivationSpec(str(model), 0, "atlas", 16, rows=ROWS, context=256)
+
+
+def fields(model: Path, **others) -> dict:
+    found = {"source.model": str(model), "source.layer": 0, "source.dataset": "atlas", "source.d_model": 16}
+    found |= {"source.rows": ROWS, "source.context": 256, "sae.l0": 3, "training.steps": 12, "training.batch_size": 64}
+    return found | {"architecture": "topk", "seed": 0} | others
+
+
+def measured(at_hand: Examiner, **others) -> dict[str, float]:
+    run = sweep.make(fields(Path(at_hand.source.spec.model), **others))
+    trainer, fresh = start(run, at_hand.source), start(run, at_hand.source).sae
+    return at_hand.measure(trainer.sae, fresh, run)
+
+
+def test_every_kind_of_metric_is_there(at_hand):
+    found = measured(at_hand)
+    assert {"explained_variance", "explained_variance_per_row", "l0", "dead_share", "cosine_to_start", "cross_entropy",
+            "kl", "concept_f1", "concept_f1_kind", "swapped_none", "gain_encoder"} <= set(found)  # fmt: skip
+    assert found["cosine_to_start"] == pytest.approx(1)
+    assert "swapped_none" not in measured(at_hand, constraint="frozen_decoder")
+
+
+def test_a_pca_with_every_component_loses_nothing(at_hand):
+    found = measured(at_hand, constraint="pca", **{"sae.l0": 16})
+    assert found["explained_variance"] == pytest.approx(1, abs=1e-6)
+    assert found["kl"] == pytest.approx(0, abs=1e-5)
+    assert found["cross_entropy"] == pytest.approx(at_hand.bounds.model.cross_entropy(), abs=1e-4)
+
+
+def test_floors_and_ceilings_that_need_no_sae(at_hand):
+    found = at_hand.references()
+    assert set(found) == {"model", "mean_ablation", "zero_ablation", "always", "probe"}
+    assert found["model"]["kl"] == 0 < found["mean_ablation"]["kl"]
+    assert set(found["probe"]) == set(found["always"]) >= {"concept_f1", "concept_f1_kind", "concept_f1_city_country"}
+    assert all(0 <= value <= 1 for name in ("probe", "always") for value in found[name].values())
+
+
+def test_labels_stand_at_the_tokens_that_their_text_made(model, at_hand):
+    """Tokens labelled with an entity, put together, are the names of the cities."""
+    reader = models.load(str(model))
+    for index in range(12):
+        document = atlas.document("test", index)
+        tokens = reader.tokenize([document.text], 256)
+        places = offsets(reader, document.text, tokens)
+        assert len(places) == tokens.ids.shape[1] and places[0] == (0, 0)
+        entity = atlas.token_labels(document, places)["entity"]
+        for name in {e for e in entity if e}:
+            pieces = [document.text[a:b] for (a, b), e in zip(places, entity, strict=True) if e == name]
+            assert "".join(pieces).replace(" ", "").startswith(name.replace(" ", ""))
+    rows = at_hand.labelled
+    assert len(rows.x) == len(rows.concepts.half) == rows.concepts.holds.shape[0]
+
+
+def test_labels_of_other_tokens_are_refused(model):
+    reader = models.load(str(model))
+    with pytest.raises(ValueError, match="are not in its row of"):
+        offsets(reader, "Paris is in France.", reader.tokenize(["Rome is a city in Italy, south of the Alps."], 256))
+
+
+def test_concepts_are_read_from_the_codes_that_the_sae_gives(model, at_hand):
+    text, run = at_hand.labelled, sweep.make(fields(model, architecture="jump_relu"))
+    sae = start(run, at_hand.source).sae
+    codes = SparseCodes.from_dense(sae.encode(text.x).detach())
+    wanted = concepts.best_latents(text.concepts, concepts.firing([codes], sae.spec.n_latents))
+    assert concept_recovery(sae, text) == pytest.approx(wanted.values())
+
+
+SWEEP = """
+experiment: tiny
+defaults: {{source.model: {model}, source.layer: 0, source.dataset: atlas, source.d_model: 16, source.rows: 1500,
+           source.context: 256, sae.l0: 3, training.steps: 40, training.batch_size: 64}}
+blocks:
+  - {{seed: 0, architecture: batch_topk, constraint: [free, frozen_decoder], constraint.init: [iso, cov]}}
+  - {{seed: 0, architecture: topk, constraint: [pca, neurons, untrained]}}
+"""
+
+
+def test_a_sweep_records_curves_ends_floors_and_ceilings_once(places, model, capsys, monkeypatch):
+    monkeypatch.setattr(sweep, "examiner", partial(examiner, tokens=2000, documents=100))
+    path = places / "tiny.yml"
+    path.write_text(SWEEP.format(model=model))
+    experiment, groups = sweep.load(path)
+    sweep.run_all(experiment, groups)
+    frame = ledger.read("tiny")
+    runs = [run for group in groups for run in group]
+    assert {run.key() for run in runs} == ledger.finished("tiny")
+    curve = ledger.select(frame, constraint="free", init="iso", metric="cosine_to_start_live")
+    assert curve["step"].tolist() == [1, 2, 4, 8, 14, 20, 30, 40]
+    assert curve["value"].is_monotonic_decreasing and curve["value"].iloc[-1] < 1
+    references = ledger.select(frame, key=runs[0].source.key())
+    assert set(references["constraint"]) == {"model", "mean_ablation", "zero_ablation", "always", "probe"}
+    found = ledger.last(ledger.select(frame, metric="explained_variance"))
+    ends = dict(zip(found["constraint"], found["value"], strict=True))
+    assert ends["pca"] > ends["neurons"]
+    sae, run = load(sweep.sae_path(runs[0]))
+    again = evaluate(sae, open_source(run.source))
+    same = ledger.select(frame, key=run.key(), metric="explained_variance", step=40)["value"].item()
+    assert again["explained_variance"] == pytest.approx(same, abs=1e-4)
+    before = ledger.path("tiny").read_bytes()
+    sweep.run_all(experiment, groups)
+    assert ledger.path("tiny").read_bytes() == before
+    assert cli.main(["run", str(path), "--plan"]) == 0
+    assert capsys.readouterr().out.count(" recorded ") == len(runs) == 7
+
+
+def test_a_live_run_takes_activations(places, model):
+    runs = [sweep.make(fields(model, constraint=c)) for c in ("free", "frozen_decoder")]
+    frame = train_live(runs, marks=(4,), rows=512)
+    assert set(frame["source"]) == {"tiny.0"}
+    assert sorted(set(ledger.select(frame, metric="cosine_to_start_live")["step"])) == [4, 12]
+    found = ledger.last(ledger.select(frame, metric="cosine_to_start"))
+    ends = dict(zip(found["constraint"], found["value"], strict=True))
+    assert ends["frozen_decoder"] == pytest.approx(1) and ends["free"] < 1
