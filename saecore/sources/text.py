@@ -29,7 +29,8 @@ class TextError(OSError):
 def documents(dataset: str, split: str = "train") -> Iterator[str]:
     """The documents of a data set, in its order, blank ones left out; never held in memory at once.
 
-    ``dataset`` is ``atlas`` (without end), a file or a hub id ``owner/name[:config]``, streamed through ``datasets``.
+    ``dataset`` is ``atlas`` (without end), ``python-docs`` (Python's own documentation), a file or a hub id
+    ``owner/name[:config]``, streamed through ``datasets``.
     ``#column`` at the end names the column of a table (default: ``text``). Files: ``.txt`` (documents between blank
     lines), ``.json`` (a list of texts or of objects), ``.jsonl``, ``.csv``, ``.parquet``. Raises TextError for what is
     missing, unreachable, empty or of another form, at the latest when the first document is asked for.
@@ -40,6 +41,10 @@ def documents(dataset: str, split: str = "train") -> Iterator[str]:
         from saecore.sources import atlas
 
         return (document.text for document in atlas.documents(split))
+    if dataset == "python-docs":
+        from saecore.sources import python_docs
+
+        return _split(python_docs.documents(), split, dataset)
     place, _, column = dataset.partition("#")
     path = Path(place).expanduser()
     if path.is_file():
@@ -48,7 +53,9 @@ def documents(dataset: str, split: str = "train") -> Iterator[str]:
         return _split(_whole(path, column or COLUMN), split, dataset)
     found = HUB_ID.fullmatch(place)
     if path.suffix in READERS or found is None:
-        raise TextError(f"data set {dataset!r} is no file; give atlas, a file or a hub id owner/name[:config][#column]")
+        raise TextError(
+            f"data set {dataset!r} is no file; give atlas, python-docs, a file or a hub id owner/name[:config][#column]"
+        )
     return _from_hub(dataset, found["name"], found["config"], column or COLUMN, split)
 
 

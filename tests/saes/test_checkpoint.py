@@ -43,7 +43,9 @@ def test_what_is_saved_is_loaded_to_the_bit(architecture, tmp_path):
     save(path, sae, run)
     again, its_run = load(path)
     assert its_run == run and its_run.key() == run.key() and again.spec == run.sae
-    assert set(again.state_dict()) == set(sae.state_dict()) == {"W_enc", "b_enc", "W_dec", "b_dec", "threshold", "scale"}
+    assert (
+        set(again.state_dict()) == set(sae.state_dict()) == {"W_enc", "b_enc", "W_dec", "b_dec", "threshold", "scale"}
+    )
     assert all(torch.equal(t, sae.state_dict()[n]) for n, t in again.state_dict().items())
     x = torch.randn(9, 6, generator=torch.Generator().manual_seed(2))
     assert torch.equal(again(x), sae(x))

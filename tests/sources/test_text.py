@@ -107,7 +107,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["nowhere.csv", "/nowhere/texts.txt", "a/b/c", "owner/name:a:b", ""])
 def test_what_is_neither_a_file_nor_a_hub_id_is_refused_at_once(name):
-    with pytest.raises(TextError, match="is no file; give atlas, a file or a hub id"):
+    with pytest.raises(TextError, match="is no file; give atlas, python-docs, a file or a hub id"):
         documents(name)
 
 

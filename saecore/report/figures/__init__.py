@@ -1,0 +1,56 @@
+"""Every figure of the book: one function each, which returns the figure with its alt text.
+
+Colours are the same through the whole book: one per constraint (``VARIANTS``), or one per architecture
+(``ARCHITECTURES``) where a figure shows one constraint. Bands and bars are intervals over seeds (compare.py).
+"""
+
+from saecore.report.figures.base import ALT, ARCHITECTURES, VARIANTS, BookFigure, Style, alt
+from saecore.report.figures.recovery import (
+    effects_plot,
+    headline_figure,
+    recovery_bars,
+    recovery_by_frequency,
+    recovery_curve,
+    sweep_line,
+    tradeoff_figure,
+    variants_bars,
+)
+from saecore.report.figures.world import (
+    amplitude_figure,
+    chance_figure,
+    cosine_histogram,
+    detection_figure,
+    interference_figure,
+    norm_figure,
+    probabilities_figure,
+    sample_figure,
+    selection_figure,
+    superposition_sketch,
+)
+
+__all__ = [
+    "ALT",
+    "ARCHITECTURES",
+    "BookFigure",
+    "Style",
+    "VARIANTS",
+    "alt",
+    "amplitude_figure",
+    "chance_figure",
+    "cosine_histogram",
+    "detection_figure",
+    "effects_plot",
+    "headline_figure",
+    "interference_figure",
+    "norm_figure",
+    "probabilities_figure",
+    "recovery_bars",
+    "recovery_by_frequency",
+    "recovery_curve",
+    "sample_figure",
+    "selection_figure",
+    "superposition_sketch",
+    "sweep_line",
+    "tradeoff_figure",
+    "variants_bars",
+]
