@@ -166,7 +166,7 @@ def add_atlas(subparsers: Subparsers) -> None:
     atlas = subparsers.add_parser("atlas", help="make and examine the embedded world: its facts, text and model")
     actions = atlas.add_subparsers(dest="action", required=True)
     actions.add_parser("build", help="write data/atlas/facts.csv from GeoNames and CLDR").set_defaults(run=run_atlas)
-    train = actions.add_parser("train", help="train the model (about an hour of one core); goes on where it stopped")
+    train = actions.add_parser("train", help="train the model (22 minutes on one core); goes on where it stopped")
     train.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     train.set_defaults(run=run_atlas)
     examine = actions.add_parser("examine", help="what the model knows and holds; rows go to data/results/atlas.csv")
@@ -175,6 +175,7 @@ def add_atlas(subparsers: Subparsers) -> None:
 
 def run_atlas(arguments: argparse.Namespace) -> int:
     from saecore.activations.models import ModelError
+    from saecore.saes import CheckpointError
     from saecore.sources.atlas import AtlasError
 
     try:
@@ -191,7 +192,7 @@ def run_atlas(arguments: argparse.Namespace) -> int:
 
             for row in examine.examine(train.Recipe()):
                 print(f"{row['source']:8} {row['metric']:28} {row['constraint']:8} {row['value']:.4f}")
-    except (AtlasError, ModelError) as error:
+    except (AtlasError, CheckpointError, ModelError) as error:
         return complain(error, REFUSED)
     return 0
 
@@ -201,7 +202,7 @@ def add_harvest(subparsers: Subparsers) -> None:
     harvest = subparsers.add_parser("harvest", help="keep a model's activations on the disk; goes on where it stopped")
     harvest.add_argument("model", help="atlas, minilm, a local folder or a hub id")
     harvest.add_argument("layer", type=int, help="the block, from 0; what leaves it is kept")
-    harvest.add_argument("dataset", help="atlas, a local file or a hub id, with #column where it is not text")
+    harvest.add_argument("dataset", help="atlas, python-docs, a local file or a hub id (#column: of a table)")
     harvest.add_argument("--rows", type=int, default=ActivationSpec.rows, help="for training (default: %(default)s)")
     harvest.add_argument("--context", type=int, default=ActivationSpec.context, help="tokens (default: %(default)s)")
     harvest.add_argument("--weights", default=ActivationSpec.weights, help="trained or random (default: %(default)s)")

@@ -218,7 +218,7 @@ def test_weighted_choices_come_as_often_as_their_probability_says():
     writer, seen = Writer(random.Random(0)), Counter()
     for _ in range(4000):
         before = writer.log_p
-        option = writer.choose(("a", "b", "c"), (6, 3, 1))
+        option = writer.choose(("a", "b", "c"), (6.0, 3.0, 1.0))
         seen[option] += 1
         assert math.exp(writer.log_p - before) == pytest.approx({"a": 0.6, "b": 0.3, "c": 0.1}[option])
     assert seen["a"] / 4000 == pytest.approx(0.6, abs=0.03) and seen["c"] / 4000 == pytest.approx(0.1, abs=0.02)

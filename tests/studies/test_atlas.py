@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -106,13 +107,22 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(monkeypatch, tm
     assert not torch.equal(whole.state_dict()["model.norm.weight"], torch.ones(16))
 
 
-def test_a_saved_run_of_another_model_is_refused(monkeypatch, tmp_path, tokenizer):
+def test_another_recipe_starts_anew(monkeypatch, tmp_path, tokenizer, caplog):
     monkeypatch.setattr(tokens, "train_tokenizer", lambda: tokenizer)
     monkeypatch.setenv(paths.CACHE, str(tmp_path))
     monkeypatch.setattr(train, "folder", lambda: tmp_path / "model")
+    caplog.set_level("INFO", logger="saecore")
     train.train(SMALL)
-    with pytest.raises(atlas.AtlasError, match="of another model"):
-        train.train(train.Recipe(layers=2, d_model=32, heads=2, d_mlp=32, steps=7))
+    train.train(dataclasses.replace(SMALL, learning_rate=1e-3))
+    assert "going on" not in caplog.text
+    train.train(SMALL)
+    assert "going on from step 6" in caplog.text
+
+
+def test_training_names_its_extra(monkeypatch):
+    monkeypatch.setattr(tokens.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(atlas.AtlasError, match=r"pip install 'saecore\[models\]'"):
+        train.train(SMALL)
 
 
 # --- knowledge -------------------------------------------------------------------------------------------------------
@@ -168,17 +178,34 @@ def test_a_probe_finds_what_is_there_and_nothing_else():
 
 
 def test_rows_of_a_probe_stand_at_the_right_tokens(small):
-    rows = probes.collect(small, layer=0, n=40)
+    first, rows = probes.collect(small, n=40)
+    assert first["kind"].label == rows["kind"].label and not np.allclose(first["kind"].x, rows["kind"].x)
     every = [atlas.document("test", index) for index in range(40)]
-    names = [(i, s.label) for i, d in enumerate(every) for s in d.spans if s.concept == "entity"]
     by_name = {city.name: city for city in atlas.facts()}
-    assert list(zip(rows["city_country"].document, rows["city_country"].label, strict=True)) == [
-        (i, by_name[name].country) for i, name in names
-    ]
+    named, stated = {}, {}
+    for i, document in enumerate(every):
+        for span in sorted(document.spans, key=lambda span: span.start):
+            if span.concept == "entity":
+                named.setdefault(i, by_name[span.label].country)
+            if span.concept == "attribute":
+                stated.setdefault(i, span.label)
+    assert dict(zip(rows["city_country"].document, rows["city_country"].label, strict=True)) == named
+    assert dict(zip(rows["attribute"].document, rows["attribute"].label, strict=True)) == stated
     assert rows["kind"].label == [document.labels["kind"] for document in every]
-    stated = [s.label for d in every for s in sorted(d.spans, key=lambda s: s.start) if s.concept == "attribute"]
-    assert rows["attribute"].label == stated
-    assert all(x.shape == (16,) for x in rows["attribute"].x)
+    talk = [document.labels["text_language"] for document in every if document.labels["kind"] == "talk"]
+    assert rows["text_language"].label == talk
+    assert all(x.shape == (16,) for x in (*rows["attribute"].x, *rows["kind"].x))
+
+
+def test_the_tokens_of_a_probe_are_those_that_tell(small):
+    text = "Lima is on the continent South America."
+    spans = (atlas.Span(0, 4, "entity", "Lima"), atlas.Span(25, 38, "value", "South America"))
+    spans += tuple(atlas.Span(3, 39, concept, "x") for concept in probes.IMPLIED)
+    document = atlas.Document(text, (*spans, atlas.Span(0, 39, "attribute", "continent")), -1.0, {"kind": "portrait"})
+    words = [(0, 0), (0, 2), (2, 4), (5, 7), (8, 10), (11, 14), (15, 24), (25, 30), (31, 38), (38, 39)]
+    found = probes.places(document, words)
+    assert found["kind"] == ("portrait", slice(1, 10)) and found["attribute"] == ("continent", slice(6, 7))
+    assert found["city_country"] == ("x", slice(2, 3)) and "topic" not in found
 
 
 # --- the shipped model -----------------------------------------------------------------------------------------------

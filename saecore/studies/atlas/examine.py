@@ -26,15 +26,14 @@ def examine(recipe: Recipe) -> list[dict[str, Any]]:
     start = time.monotonic()
     model = models.load("atlas")
     values: list[tuple[str, str, str, float]] = []
-    for name, held_out in (("known", True), ("known_seen_wording", False)):
-        for attribute, share in knowledge.knowledge(model, held_out).items():
-            values.append(("atlas", f"{name}_{attribute}", MODEL, share))
-            values.append(("atlas", f"{name}_{attribute}", COMMONEST, knowledge.commonest(attribute)))
+    for attribute, share in knowledge.knowledge(model).items():
+        values.append(("atlas", f"known_{attribute}", MODEL, share))
+        values.append(("atlas", f"known_{attribute}", COMMONEST, knowledge.commonest(attribute)))
     found = knowledge.surprise(model)
     values += [("atlas", "cross_entropy", MODEL, found.model), ("atlas", "cross_entropy", GENERATOR, found.generator)]
-    for layer in range(recipe.layers):
+    for layer, told in enumerate(probes.probes(model)):
         source = ActivationSpec("atlas", layer, "atlas", recipe.d_model).name
-        for concept, probe in probes.probes(model, layer).items():
+        for concept, probe in told.items():
             values.append((source, f"probe_{concept}", PROBE, probe.accuracy))
             values.append((source, f"probe_{concept}", COMMONEST, probe.floor))
     rows = [_row(recipe, *value, seconds=time.monotonic() - start) for value in values]

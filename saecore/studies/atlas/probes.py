@@ -13,11 +13,11 @@ from saecore.activations.models import ResidualModel
 from saecore.sources.atlas import Document, documents, token_labels
 
 WHOLE = ("kind", "text_language", "programming_language", "profession", "gender", "product", "sentiment", "topic")
-"""Concepts of a whole document, read off the mean of its tokens, as SAEBench does."""
+"""Concepts of a whole document, read off the mean of its tokens, as SAEBench does; the language of small talk only."""
 IMPLIED = ("city_country", "city_continent", "city_language", "city_currency", "city_time_zone", "city_capital")
-"""Concepts that a city implies, read off the last token of its name."""
+"""Concepts that a city implies, read off the last token of the first one's name."""
 ASKED = "attribute"
-"""What a sentence is about to state, read off the token before the value."""
+"""What a sentence is about to state, read off the token before the first value."""
 CONCEPTS = (*WHOLE, *IMPLIED, ASKED)
 BATCH = 256
 
@@ -44,14 +44,14 @@ class Probe:
     floor: float
 
 
-def probes(model: ResidualModel, layer: int, n: int = 6000) -> dict[str, Probe]:
-    """A probe of each concept on the residual stream that leaves block ``layer``, from ``n`` test documents."""
-    return {concept: fit(rows) for concept, rows in collect(model, layer, n).items()}
+def probes(model: ResidualModel, n: int = 12_000) -> list[dict[str, Probe]]:
+    """For each layer a probe of each concept on the residual stream that leaves it, from ``n`` test documents."""
+    return [{concept: fit(found) for concept, found in rows.items()} for rows in collect(model, n)]
 
 
-def collect(model: ResidualModel, layer: int, n: int) -> dict[str, Rows]:
-    """The rows of each concept; BOS belongs to none."""
-    rows = {concept: Rows() for concept in CONCEPTS}
+def collect(model: ResidualModel, n: int) -> list[dict[str, Rows]]:
+    """For each layer the rows of each concept, at most one a document; BOS belongs to none."""
+    rows = [{concept: Rows() for concept in CONCEPTS} for _ in range(model.n_layers)]
     every = list(islice(documents("test"), n))
     for first in range(0, n, BATCH):
         part = every[first : first + BATCH]
@@ -59,11 +59,14 @@ def collect(model: ResidualModel, layer: int, n: int) -> dict[str, Rows]:
             [document.text for document in part], padding=True, return_tensors="pt", return_offsets_mapping=True
         )
         tokens = model.from_ids(found["input_ids"], found["attention_mask"])
-        x = model.residual(tokens, layer).numpy()
+        streams = [model.residual(tokens, layer).numpy() for layer in range(model.n_layers)]
         for place, document in enumerate(part):
             length = int(tokens.attention[place].sum())
             offsets = [(int(a), int(b)) for a, b in found["offset_mapping"][place][:length]]
-            _add(rows, document, first + place, offsets, x[place, :length])
+            where = places(document, offsets)
+            for layer, x in zip(rows, streams, strict=True):
+                for concept, (label, at) in where.items():
+                    layer[concept].add(x[place, at].mean(0), label, first + place)
     return rows
 
 
@@ -81,22 +84,17 @@ def fit(rows: Rows, test_share: float = 0.25) -> Probe:
     return Probe(float(regression.score(x[test], label[test])), float(counts.max() / counts.sum()))
 
 
-def _add(
-    rows: dict[str, Rows],
-    document: Document,
-    number: int,
-    offsets: Sequence[tuple[int, int]],
-    x: Float[np.ndarray, "seq d_model"],
-) -> None:
-    mean = x[1:].mean(0)
-    for concept in WHOLE:
-        if concept in document.labels:
-            rows[concept].add(mean, document.labels[concept], number)
+def places(document: Document, offsets: Sequence[tuple[int, int]]) -> dict[str, tuple[str, slice]]:
+    """For each concept that the document has, its label and the tokens whose mean tells it."""
+    text = slice(1, len(offsets))
+    found = {concept: (document.labels[concept], text) for concept in WHOLE if concept in document.labels}
+    if document.labels["kind"] != "talk":
+        found.pop("text_language", None)  # nearly all other text is English
     labels = token_labels(document, offsets)
-    entity, value = labels["entity"], labels["value"]
-    for i in range(1, len(offsets) - 1):
-        if entity[i] is not None and entity[i + 1] != entity[i]:
-            for concept in IMPLIED:
-                rows[concept].add(x[i], str(labels[concept][i]), number)
-        if value[i] is None and value[i + 1] is not None:
-            rows[ASKED].add(x[i], str(labels[ASKED][i]), number)
+    ends = [i for i, name in enumerate(labels["entity"][:-1]) if name and labels["entity"][i + 1] != name]
+    for i in ends[:1]:
+        found |= {concept: (str(labels[concept][i]), slice(i, i + 1)) for concept in IMPLIED}
+    values = [i for i, value in enumerate(labels["value"]) if value]
+    for i in values[:1]:
+        found[ASKED] = (str(labels[ASKED][i - 1]), slice(i - 1, i))
+    return found

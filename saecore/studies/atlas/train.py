@@ -13,7 +13,7 @@ import torch
 
 from saecore import paths
 from saecore.saes import checkpoint
-from saecore.sources.atlas import AtlasError, document
+from saecore.sources.atlas import document
 from saecore.spec import Keyed
 from saecore.studies.atlas import tokens
 
@@ -35,7 +35,7 @@ class Recipe(Keyed):
     d_model: int = 128
     heads: int = 4
     d_mlp: int = 384
-    steps: int = 3000
+    steps: int = 4200
     documents: int = 32
     learning_rate: float = 2e-3
     warm_up: int = 200
@@ -78,13 +78,13 @@ def fresh(recipe: Recipe, vocabulary: int) -> Any:
 
 
 def train(recipe: Recipe, threads: int = 1) -> Path:
-    """Trains and writes data/atlas/model; goes on where an interrupted run was saved.
+    """Trains and writes data/atlas/model; goes on where an interrupted run of this recipe was saved.
 
-    Raises AtlasError where the extra is not installed or the saved run is of another model.
+    Raises AtlasError where the extra is not installed, CheckpointError where what was saved is damaged.
     """
     tokens.required()
     torch.set_num_threads(threads)
-    work = paths.writable(paths.cache() / "atlas")
+    work = paths.writable(paths.cache() / "atlas" / recipe.key())
     tokenizer = _tokenizer(work / "tokenizer")
     model = fresh(recipe, len(tokenizer)).train()
     optimiser = torch.optim.AdamW(
@@ -142,17 +142,12 @@ def _resume(state: Path, model: Any, optimiser: torch.optim.Optimizer) -> tuple[
         tensors, metadata = checkpoint.read(state)
     except FileNotFoundError:
         return 0, 0.0
-    except checkpoint.CheckpointError as error:
-        raise AtlasError(str(error)) from error
     step = int(metadata["step"])
-    try:
-        with torch.no_grad():
-            for name, weight in model.named_parameters():
-                weight.copy_(tensors[f"weight.{name}"])
-                moments = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS}
-                optimiser.state[weight] = {"step": torch.tensor(float(step)), **moments}
-    except (KeyError, RuntimeError) as error:
-        raise AtlasError(f"{state} is of another model ({error}); remove {state.parent} to start anew") from error
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(tensors[f"weight.{name}"])
+            moments = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS}
+            optimiser.state[weight] = {"step": torch.tensor(float(step)), **moments}
     log.info("going on from step %d", step)
     return step, float(metadata["seconds"])
 
