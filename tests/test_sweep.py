@@ -33,7 +33,10 @@ def written(folder: Path, text: str) -> Path:
 
 def test_a_file_gives_the_product_of_its_lists_in_groups_that_share_samples(tmp_path: Path) -> None:
     experiment, groups = sweep.load(written(tmp_path, SMALL))
-    found = [[(r.sae.architecture, r.constraint.name, r.source.seed, r.training.seed) for r in g] for g in groups]
+    found = [
+        [(r.sae.architecture, r.constraint.name, r.source.as_dict()["seed"], r.training.seed) for r in g]
+        for g in groups
+    ]
     assert experiment == "tiny"
     assert found == [
         [("topk", "free", 0, 0), ("batch_topk", "free", 0, 0)],

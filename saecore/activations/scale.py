@@ -57,7 +57,7 @@ def estimate(rows: Float[Tensor, "n d_model"]) -> InputScale:
     return InputScale(math.sqrt(rows.shape[1] / spread), limit, len(rows))
 
 
-def mean(batches: Iterable[Float[Tensor, "n d_model"]]) -> Float[Tensor, "d_model"]:
+def mean(batches: Iterable[Float[Tensor, "_ d_model"]]) -> Float[Tensor, "d_model"]:
     """E x over all rows, summed in float64."""
     count, total = 0, torch.zeros((), dtype=torch.float64)
     for x in batches:
@@ -66,7 +66,7 @@ def mean(batches: Iterable[Float[Tensor, "n d_model"]]) -> Float[Tensor, "d_mode
 
 
 def covariance(
-    batches: Iterable[Float[Tensor, "n d_model"]], centre: Float[Tensor, "d_model"]
+    batches: Iterable[Float[Tensor, "_ d_model"]], centre: Float[Tensor, "d_model"]
 ) -> Float[Tensor, "d_model d_model"]:
     """E (x - centre)(x - centre)^T over all rows; products in float32, their sum over batches in float64."""
     count, total = 0, torch.zeros((), dtype=torch.float64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -64,6 +65,7 @@ def setup(profile: str) -> Profile:
     Raises ValueError for an unknown profile.
     """
     chosen = Profile(profile)
+    warnings.filterwarnings("ignore", "IProgress not found")  # tqdm's, where Jupyter has no widgets
     if not chosen.full:
         _one_thread()
     import pandas as pd

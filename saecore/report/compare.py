@@ -229,6 +229,36 @@ def effects(
     return table.reset_index(drop=True)
 
 
+def gaps(frame: pd.DataFrame, metric: str, by: Sequence[str] = ("source", "architecture")) -> pd.DataFrame:
+    """What each baseline lacks: the trained SAE (``free``, ``iso``) minus the variant, seed by seed, and its interval.
+
+    A row per group, constraint and init: ``trained`` and ``value`` are means over the ``n`` seeds that both have,
+    ``difference``, ``low`` and ``high`` their paired difference. Variants without a trained SAE of their seed are left
+    out. Raises LedgerError where no group has one, CompareError where there are no variants.
+    """
+    chosen = ledger.select(frame, metric=metric)
+    ledger.select(chosen, constraint="free", init="iso")
+    rows = []
+    for where, part in _groups(chosen, by):
+        trained = part.loc[(part["constraint"] == "free") & (part["init"] == "iso")]
+        best = _by_seed(trained, f"trained of {where}")
+        for which, other in _groups(part, ["constraint", "init"]):
+            values = _by_seed(other, f"{which} of {where}")
+            shared = values.index.intersection(best.index)
+            if shared.empty or which == {"constraint": "free", "init": "iso"}:
+                continue
+            lost = interval(best[shared] - values[shared])
+            same = {**where, **which, "metric": metric, "trained": float(best[shared].mean())}
+            numbers = {"difference": lost.mean, "low": lost.low, "high": lost.high, "n": lost.n}
+            rows.append({**same, "value": float(values[shared].mean()), **numbers})
+    if not rows:
+        raise CompareError(f"there is nothing but the trained SAE among the rows of {metric}; record its baselines")
+    order = [*by, "constraint"]
+    table = pd.DataFrame(rows)
+    keys = {name: _rank(table[name]) for name in order}
+    return table.sort_values(order, key=lambda column: keys[str(column.name)], kind="stable").reset_index(drop=True)
+
+
 def show(table: pd.DataFrame, digits: int = 3, percent: bool | None = None) -> pd.DataFrame:
     """A table of this module as the book prints it, in strings such as "0.712 ± 0.004 (n=3)".
 
@@ -243,6 +273,31 @@ def show(table: pd.DataFrame, digits: int = 3, percent: bool | None = None) -> p
         as_percent = row.get("metric") in names.SHARES if percent is None else percent
         rows.append(_shown({str(k): v for k, v in row.items()}, digits, as_percent))
     return pd.DataFrame(rows)
+
+
+def show_gaps(table: pd.DataFrame, stated: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
+    """A table of :func:`gaps` as the book prints it, with a column for each setting of :func:`paper.gaps`."""
+    keys = ["architecture", "constraint", "init"]
+    wide = stated.pivot(index=keys, columns="setting", values="gap")
+    rows = []
+    for row in table.to_dict("records"):
+        place = tuple(row[key] for key in keys)
+        found = Interval(row["difference"], row["low"], row["high"], row["n"])
+        theirs = wide.loc[place] if place in wide.index else pd.Series(math.nan, wide.columns)
+        told = {name: "–" if math.isnan(gap) else f"{gap:.3f}" for name, gap in theirs.items()}
+        variant = names.variant(row["constraint"], row["init"])
+        rows.append({"": names.label(row["architecture"]), "variant": variant, "ours": found.text(digits), **told})
+    return pd.DataFrame(rows)
+
+
+def gaps_beside(table: pd.DataFrame, column: str, digits: int = 3) -> pd.DataFrame:
+    """A table of :func:`gaps` with a line per variant and, side by side, the values of ``column``, as strings."""
+    lines = []
+    for row in table.to_dict("records"):
+        lost = Interval(row["difference"], row["low"], row["high"], row["n"]).text(digits)
+        lines.append({"variant": names.variant(row["constraint"], row["init"]), column: row[column], "lost": lost})
+    wide = pd.DataFrame(lines).pivot_table("lost", "variant", column, "first", "–", sort=False)
+    return wide.rename_axis(columns=None)
 
 
 def _shown(row: dict[str, Any], digits: int, percent: bool) -> dict[str, str]:

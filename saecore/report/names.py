@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from saecore.spec import DICTIONARIES
+
 ARCHITECTURES = {
     "topk": "TopK",
     "batch_topk": "BatchTopK",
@@ -89,6 +91,11 @@ def label(name: str) -> str:
         if name in table:
             return table[name]
     return name.replace("_", " ")
+
+
+def variant(constraint: str, init: str) -> str:
+    """A constraint with where its random rows start, such as "frozen decoder, cov"."""
+    return label(constraint) if constraint in DICTIONARIES or not init else f"{label(constraint)}, {init}"
 
 
 def setting(text: str) -> str:

@@ -15,6 +15,8 @@ from saecore import paths
 FILES = ("text_numbers.csv", "tables_2_to_4.csv")
 COLUMNS = ("setting", "architecture", "variant", "init", "l0", "metric", "value", "spread", "source", "note")
 VARIANTS = {"free": "trained"}
+MAIN_INIT = {"frozen_decoder": "cov", "pca": "cov"}
+"""Where rows start in the main figures; ``iso`` for every other variant (Sec. 4.2)."""
 FEATURES = 3200
 """Ground-truth features of the synthetic study (Sec. 3.1)."""
 
@@ -124,6 +126,25 @@ def pair(*, setting: str, architecture: str, metric: str) -> tuple[PaperNumber, 
     row = rows.iloc[0]
     baseline, trained = row["value"].split(" vs ")
     return _parsed(baseline, row["source"], row["note"]), _parsed(trained, row["source"], row["note"])
+
+
+def main_variants(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a ledger's frame whose constraint starts as in the paper's main figures."""
+    return frame.loc[frame["init"] == [MAIN_INIT.get(name, "iso") for name in frame["constraint"]]]
+
+
+def gaps(metric: str) -> pd.DataFrame:
+    """Trained minus frozen in Tables 2-4: setting, architecture, constraint, init, gap. Raises PaperError."""
+    frame = table()
+    rows = frame.loc[frame["source"].str.startswith("Table") & (frame["metric"] == metric)]
+    if rows.empty:
+        raise PaperError(f"Tables 2-4 have no metric {metric!r}; they have {', '.join(sorted(set(frame['metric'])))}")
+    group = ["setting", "architecture"]
+    rows = rows.astype({"value": float})
+    best = rows.loc[rows["variant"] == "trained"].set_index(group)["value"]
+    frozen = rows.loc[rows["variant"] != "trained"].rename(columns={"variant": "constraint"})
+    gap = best.loc[pd.MultiIndex.from_frame(frozen[group])].to_numpy() - frozen["value"]
+    return frozen.assign(gap=gap)[[*group, "constraint", "init", "gap"]].reset_index(drop=True)
 
 
 def _matching(wanted: Mapping[str, str]) -> pd.DataFrame:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from saecore.report import compare
+from saecore.report import compare, paper
 from saecore.report.compare import AGREES, DIFFERS, UNDECIDED, UNSTATED, CompareError, Interval
 from saecore.report.ledger import LedgerError
 from saecore.report.paper import PaperNumber
@@ -213,3 +213,38 @@ def test_the_best_of_several_lies_above_their_mean():
     assert compare.best_of(5) == pytest.approx(draws, abs=0.01)
     with pytest.raises(CompareError, match="n=0 must be at least 1"):
         compare.best_of(0)
+
+
+def test_gaps_are_trained_minus_variant_seed_by_seed(frame):
+    frozen = {**EV, "constraint": "frozen_decoder", "init": "cov"}
+    made = frame(
+        *seeds(0.8, 0.9, 0.7, **EV), *seeds(0.5, 0.7, **frozen), *seeds(0.4, **{**frozen, "source": "variable"})
+    )
+    (row,) = compare.gaps(made, "explained_variance").to_dict("records")
+    expected = stats.ttest_rel([0.8, 0.9], [0.5, 0.7]).confidence_interval()
+    assert (row["constraint"], row["init"], row["n"]) == ("frozen_decoder", "cov", 2)
+    assert (row["low"], row["difference"], row["high"]) == pytest.approx((expected[0], 0.25, expected[1]))
+    assert (row["trained"], row["value"]) == (pytest.approx(0.85), pytest.approx(0.6))
+    with pytest.raises(LedgerError, match="no row has constraint='free'"):
+        compare.gaps(frame(frozen), "explained_variance")
+
+
+def test_gaps_stand_beside_the_papers(frame):
+    frozen = {**EV, "constraint": "frozen_decoder", "init": "cov"}
+    table = compare.gaps(frame(EV, {**EV, "constraint": "free", "init": "cov"}, frozen), "explained_variance")
+    trained, random = compare.show_gaps(table, paper.gaps("explained_variance")).to_dict("records")
+    assert (random["variant"], random["gemma-2-2b/12"]) == ("frozen decoder, cov", "0.282")
+    assert random["ours"] == "0.000 (n=1, no interval)" and trained["gemma-2-2b/12"] == "–"
+
+
+def test_gaps_side_by_side(frame):
+    frozen = {**EV, "constraint": "frozen_decoder", "init": "cov", "value": 0.4}
+    made = frame(EV, frozen, {**EV, "l0": 10}, {**frozen, "l0": 10, "constraint": "pca", "value": 0.1})
+    table = compare.gaps_beside(compare.gaps(made, "explained_variance", ["l0"]), "l0")
+    assert table.columns.tolist() == [10, 20] and table.index.tolist() == ["PCA", "frozen decoder, cov"]
+    assert table.to_numpy().tolist() == [["0.400 (n=1, no interval)", "–"], ["–", "0.100 (n=1, no interval)"]]
+
+
+def test_gaps_need_a_variant(frame):
+    with pytest.raises(CompareError, match="nothing but the trained SAE"):
+        compare.gaps(frame(EV), "explained_variance")

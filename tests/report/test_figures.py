@@ -45,13 +45,46 @@ def study(frame, rng):
     return frame(*rows)
 
 
+@pytest.fixture
+def models(frame, rng):
+    """Two seeds of two architectures on a model's activations, with a curve, concepts and parts of the gain."""
+    rows = []
+    plan = [(c, i) for c in ("free", "soft_frozen_decoder", "frozen_encoder") for i in ("iso", "cov")]
+    metrics = ("explained_variance", "ce_recovered", "concept_f1_kind", "concept_f1_topic")
+    for architecture, (constraint, init), seed in itertools.product(("batch_topk", "jump_relu"), plan, range(2)):
+        at = {"source": "atlas.2", "architecture": architecture, "constraint": constraint, "init": init, "seed": seed}
+        for metric in (*metrics, *(f"gain_{part}" for part in ("encoder", "decoder", "biases"))):
+            rows.append({**at, "metric": metric, "value": rng.random()})
+        for step, side in itertools.product((10, 50, 100), ("live", "dead")):
+            rows.append({**at, "step": step, "metric": f"cosine_to_start_{side}", "value": rng.random()})
+    return frame(*rows)
+
+
+@pytest.fixture
+def ends(frame):
+    """A floor and a ceiling for each of two concepts."""
+    cells = itertools.product(("always", "probe"), ("kind", "topic"))
+    same = {"architecture": "", "init": "", "l0": None}
+    return frame(
+        *({**same, "constraint": c, "metric": f"concept_f1_{n}", "value": float(c == "probe")} for c, n in cells)
+    )
+
+
 def _unit(rng, n, d):
     rows = rng.standard_normal((n, d))
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
+def _moved(rng):
+    """Two latents of either kind for each side of two variants, as studies.frozen.rows_moved gives them."""
+    variants = (("free", "iso"), ("frozen_decoder", "cov"))
+    cells = itertools.product(variants, ("encoder", "decoder"), (True, False), range(2))
+    rows = [(*variant, side, live, rng.random()) for variant, side, live, _ in cells]
+    return pd.DataFrame(rows, columns=["constraint", "init", "side", "live", "cosine"])
+
+
 @pytest.fixture
-def every(study, rng):
+def every(study, models, ends, rng):
     """Each figure function's name with a figure it made."""
     headline = ledger.last(study.loc[study["settings"] == ""])
     free = headline.loc[headline["constraint"] == "free"]
@@ -62,6 +95,8 @@ def every(study, rng):
     norms = rng.lognormal(size=200)
     table2 = paper.table().query("source == 'Table 2' and architecture == 'batch_topk'")
     table2 = table2.astype({"value": float, "spread": float})
+    last = ledger.last(models)
+    one = (last["architecture"] == "batch_topk") & (last["init"] == "iso")
     seen = Detection(np.linspace(-4, 4, 401))
     seen.update(torch.from_numpy(rng.standard_normal((50, 20))), torch.from_numpy(rng.random((50, 20)) < 0.2))
     made = {
@@ -95,6 +130,22 @@ def every(study, rng):
         "chance_figure": figures.chance_figure(
             pd.DataFrame({"latents": [10, 100], "seed": 0, "mean": [0.2, 0.3], "max": [0.4, 0.5]}), 100
         ),
+        "principal_figure": figures.principal_figure(
+            {"data": [0.7, 0.9, 1], "cov": [0.6, 0.9, 1], "iso": [0.3, 0.7, 1]}
+        ),
+        "moved_figure": figures.moved_figure(_moved(rng), 0.8),
+        "cone_figure": figures.cone_figure({"free": rng.random(50), "soft_frozen_decoder": np.full(50, 0.8)}, 0.8, 128),
+        "bound_figure": figures.bound_figure({"free": rng.random(50)}, 0.8, 128),
+        "range_figure": figures.range_figure(
+            last.loc[last["architecture"] == "batch_topk"], METRICS[:1], {}, {METRICS[0]: 1.0}
+        ),
+        "reconstruction_bars": figures.reconstruction_bars(last.loc[last["init"] == "iso"]),
+        "gaps_figure": figures.gaps_figure(compare.gaps(last, "explained_variance"), paper.gaps("explained_variance")),
+        "concepts_figure": figures.concepts_figure(last.loc[one], ends),
+        "lazy_figure": figures.lazy_figure(
+            models.loc[(models["architecture"] == "jump_relu") & (models["init"] == "iso")]
+        ),
+        "gain_figure": figures.gain_figure(last),
     }
     return made
 
@@ -113,7 +164,16 @@ def test_every_figure_has_labels_and_alt_text_and_none_stays_open(every):
         said = {"x": [ax.get_xlabel() for ax in drawn], "y": [ax.get_ylabel() for ax in drawn]}
         assert any(said["x"]), f"{name} does not say what its x axis shows"
         rows = [t.get_text() for ax in drawn for t in ax.get_yticklabels()]
-        named = any(said["y"]) or figure._supylabel is not None or "TopK" in rows or "learning rate = 0.001" in rows
+        told = {
+            "TopK",
+            "BatchTopK",
+            "learning rate = 0.001",
+            "trained, iso",
+            "trained, cov",
+            "topic",
+            "BatchTopK, trained, iso",
+        }
+        named = any(said["y"]) or figure._supylabel is not None or told & set(rows)
         assert named, f"{name} does not say what its y axis shows"
     if "matplotlib.pyplot" in sys.modules:
         assert not sys.modules["matplotlib.pyplot"].get_fignums()

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from saecore.report import paper
@@ -69,3 +70,19 @@ def test_every_number_of_the_tables_can_be_read():
     for row in tables.to_dict("records"):
         names = ("setting", "architecture", "variant", "metric", "init", "source")
         assert paper.number(**{name: row[name] for name in names}) == float(row["value"])
+
+
+def test_what_the_papers_variants_lack():
+    table = paper.gaps("explained_variance")
+    gaps = {tuple(row[:4]): row[4] for row in table.itertuples(index=False)}
+    assert gaps["gemma-2-2b/12", "batch_topk", "soft_frozen_decoder", "iso"] == pytest.approx(0.852 - 0.785)
+    assert gaps["llama-3.1-8b/16", "jump_relu", "frozen_decoder", "cov"] == pytest.approx(0.805)
+    assert len(gaps) == 30 and "trained" not in set(table["constraint"])
+    with pytest.raises(PaperError, match="Tables 2-4 have no metric 'l0'"):
+        paper.gaps("l0")
+
+
+def test_the_main_figures_take_one_init_of_each_variant():
+    rows = [(c, i) for c in ("free", "frozen_decoder", "pca") for i in ("iso", "cov")]
+    kept = paper.main_variants(pd.DataFrame(rows, columns=["constraint", "init"]))
+    assert list(kept.itertuples(index=False, name=None)) == [("free", "iso"), ("frozen_decoder", "cov"), ("pca", "cov")]

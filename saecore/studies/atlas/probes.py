@@ -58,7 +58,7 @@ def collect(model: ResidualModel, n: int) -> list[dict[str, Rows]]:
         found = model.tokenizer(
             [document.text for document in part], padding=True, return_tensors="pt", return_offsets_mapping=True
         )
-        tokens = model.from_ids(found["input_ids"], found["attention_mask"])
+        tokens = model.from_ids(found["input_ids"], found["attention_mask"].bool())
         streams = [model.residual(tokens, layer).numpy() for layer in range(model.n_layers)]
         for place, document in enumerate(part):
             length = int(tokens.attention[place].sum())
