@@ -64,3 +64,11 @@ def test_an_sae_trains_on_a_stream_as_on_a_store(world):
         train_many([trainer], source, 120)
         scores.append(evaluate(trainer.sae, store, rows=600)["explained_variance"])
     assert scores[0] == pytest.approx(scores[1], abs=0.05)
+
+
+def test_it_starts_at_the_mean_of_the_data_and_its_scale(world):
+    spec, store = world
+    sae = start(run_of(spec, "topk", "free"), store).sae
+    rows = store.batch(4096, 0).x
+    assert torch.allclose(sae.b_dec.detach(), rows.mean(0), atol=0.2) and sae.b_dec.norm() > 0.5
+    assert float(sae.scale) == pytest.approx(store.scale)
