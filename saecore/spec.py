@@ -127,8 +127,9 @@ class ActivationSpec(Keyed):
     """The residual stream of a transformer on a text (paper, Sec. 4.1).
 
     ``model`` is ``atlas``, ``minilm``, a local folder or a hub id; ``dataset`` is ``atlas``, ``python-docs``, a local
-    file or a hub id. ``layer`` counts blocks from 0 and means the residual stream that leaves the block. ``rows`` is how
-    many token positions are kept. ``weights="random"`` is the same architecture freshly initialised (Heap et al. 2025).
+    file or a hub id. ``layer`` counts blocks from 0 and means the residual stream that leaves the block. ``rows`` is
+    how many token positions are kept. ``weights="random"`` is the same architecture freshly initialised (Heap et al.
+    2025).
     """
 
     model: str
