@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saecore import kernels
-from saecore.activations.source import ActivationSource
+from saecore.activations.source import ActivationBatch, ActivationSource
 from saecore.kernels.sparse_codes.codes import SparseCodes
 from saecore.metrics.geometry import cosine_to_start
 from saecore.metrics.reconstruction import Reconstruction
@@ -34,7 +34,8 @@ def evaluate(
     """Every metric of a finished SAE by its name in the ledger.
 
     ``start`` (where the decoder began) adds ``cosine_to_start``; on activations also its mean and its quantiles for the
-    latents that fired on these rows and for those that did not (``cosine_to_start_live_q05`` and its like). On a
+    latents that fire on the first ``GLIMPSE_ROWS`` rows, on which a learning curve is read too, and for those that do
+    not (``cosine_to_start_live_q05`` and its like). On a
     synthetic source a variable frequency adds ``recovered_bin_<i>``, the share recovered in each of 8 bins of p, rarest
     first, and code scores use the one-to-one match.
     """
@@ -47,7 +48,8 @@ def evaluate(
         "l0": sums.l0(),
         "dead_share": sums.dead_share(sae.spec.n_latents),
     }
-    return values | _moved(sae, sums, start, QUANTILES)
+    few = sums if start is None or rows <= GLIMPSE_ROWS else reconstruct(sae, source, GLIMPSE_ROWS, batch)
+    return values | _moved(sae, few, start, QUANTILES)
 
 
 @torch.no_grad()
@@ -69,11 +71,17 @@ def glimpse(
     }
 
 
-def reconstruct(sae: SAE, source: Source, rows: int, batch: int = BATCH) -> Reconstruction:
-    """Sums over the first ``rows`` held-out rows. What varies is counted from where ``b_dec`` starts, the mean."""
+def reconstruct(
+    sae: SAE, source: Source, rows: int, batch: int = BATCH, shift: Float[Tensor, "d_model"] | None = None
+) -> Reconstruction:
+    """Sums over the first ``rows`` held-out rows. What varies is counted from where ``b_dec`` starts, the mean.
+
+    ``shift`` is added to every reconstruction.
+    """
     sums = Reconstruction(centre=source.start_bias().double())
     for sample in samples(source, rows, batch):
-        sums.update(sample.x, *rebuild(sae, sample.x))
+        x_hat, codes = rebuild(sae, sample.x)
+        sums.update(sample.x, x_hat if shift is None else x_hat + shift, codes)
     return sums
 
 
@@ -136,10 +144,13 @@ def samples(source: Source, rows: int, batch: int) -> Iterator[Any]:
 
     No more than there are: a store's held-out rows would start over.
     """
-    if isinstance(source, ActivationSource):
-        rows = min(rows, source.held_out_rows)
-    for step, first in enumerate(range(0, rows, batch)):
-        yield source.batch(min(batch, rows - first), step, EVALUATION)
+    if not isinstance(source, ActivationSource):
+        for step, first in enumerate(range(0, rows, batch)):
+            yield source.batch(min(batch, rows - first), step, EVALUATION)
+        return
+    rows = min(rows, source.held_out_rows)
+    for step, first in enumerate(range(0, rows, batch)):  # the place of a batch depends on its size: cut whole ones
+        yield ActivationBatch(source.batch(batch, step, EVALUATION).x[: rows - first])
 
 
 def rebuild(sae: SAE, x: Float[Tensor, "batch d_model"]) -> tuple[Float[Tensor, "batch d_model"], SparseCodes]:

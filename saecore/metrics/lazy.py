@@ -14,7 +14,10 @@ from saecore.metrics.evaluate import BATCH, reconstruct
 from saecore.saes.base import SAE
 from saecore.sources.base import TRAINING, Source
 
-PARTS = {"encoder": ("W_enc",), "decoder": ("W_dec",), "biases": ("b_enc", "b_dec", "threshold")}
+PARTS = {"encoder": ("W_enc",), "decoder": ("W_dec",), "biases": ("b_enc", "threshold")}
+"""``b_dec`` stands twice in an SAE: what the encoder subtracts goes with the encoder, what is added at the end with the
+biases. Swapped as one it would move every pre-activation, and what is lost then is no part's.
+"""
 
 
 @torch.no_grad()
@@ -32,8 +35,10 @@ def swaps(sae: SAE, start: SAE, source: Source, rows: int = 16_384, batch: int =
         mixed = copy.deepcopy(sae)
         for name in itertools.chain.from_iterable(PARTS[part] for part in parts):
             getattr(mixed, name).copy_(getattr(start, name).nan_to_num(0))  # BatchTopK starts without a threshold
+        centre, bias = (start.b_dec if part in parts else sae.b_dec for part in ("encoder", "biases"))
+        mixed.b_dec.copy_(centre)
         match_l0(mixed, source, trained.l0())
-        found[frozenset(parts)] = reconstruct(mixed, source, rows, batch).explained_variance()
+        found[frozenset(parts)] = reconstruct(mixed, source, rows, batch, bias - centre).explained_variance()
     named = {f"swapped_{'_'.join(p for p in PARTS if p in parts) or 'none'}": ev for parts, ev in found.items()}
     return named | {f"gain_{part}": gain for part, gain in shapley(found).items()}
 

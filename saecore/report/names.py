@@ -31,6 +31,8 @@ REFERENCES = {
     "zero_ablation": "zero ablation",
     "probe": "linear probe",
     "always": "always fires",
+    "commonest": "commonest answer",
+    "generator": "the generator",
 }
 """Floors and ceilings without an SAE, recorded in the place of a constraint."""
 SOURCES = {"constant": "constant probability", "variable": "variable probability"}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from saecore.activations import open_source
-from saecore.metrics.evaluate import evaluate, glimpse
+from saecore.metrics.evaluate import GLIMPSE_ROWS, evaluate, glimpse
 from saecore.report import ledger
 from saecore.saes.base import SAE
 from saecore.sources.base import Source
@@ -52,7 +52,7 @@ def train_live(
 
 
 def train_variants(
-    runs: Sequence[RunSpec], source: Source, marks: Sequence[int] = (), rows: int = 2048
+    runs: Sequence[RunSpec], source: Source, marks: Sequence[int] = (), rows: int = GLIMPSE_ROWS
 ) -> tuple[list[Variant], pd.DataFrame]:
     """Train runs that share a stream of samples; what they became, and a learning curve from ``rows`` at ``marks``."""
     trainers, steps = [start(run, source) for run in runs], runs[0].training.steps

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from saecore import kernels
-from saecore.activations.source import ActivationBatch
+from saecore.activations.scale import InputScale
+from saecore.activations.source import ActivationBatch, ActivationSource
 from saecore.metrics.evaluate import evaluate, glimpse, samples
 from saecore.saes import build
 from saecore.sources.synthetic import EVALUATION, Superposition
@@ -101,6 +102,22 @@ def test_samples_are_the_evaluation_stream_and_as_many_as_asked():
     batches = list(samples(source, 700, 300))
     assert [len(b.x) for b in batches] == [300, 300, 100]
     assert torch.equal(batches[1].x, source.batch(300, 1, EVALUATION).x)
+
+
+def test_held_out_rows_are_each_read_once_where_their_number_does_not_divide():
+    class Numbered(ActivationSource):
+        rows, held_out_rows = 10, 1700
+
+        def _training_rows(self, n, position, stream):
+            return torch.zeros(n, 1)
+
+        def _held_out_rows(self, n, first):
+            return torch.arange(first, first + n, dtype=torch.float)[:, None]
+
+    source = Numbered(ActivationSpec("toy", 0, "toy", 1), "cpu", InputScale(1.0, 1.0, 1))
+    for rows in (1700, 1000, 5000):
+        found = torch.cat([batch.x for batch in samples(source, rows, 300)]).flatten()
+        assert found.tolist() == list(range(min(rows, 1700)))
 
 
 def test_an_sae_without_a_threshold_is_an_error():

@@ -1,5 +1,6 @@
 """Swapped parts: what they must give where it is known, and shares of the gain that sum to it."""
 
+import copy
 import itertools
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from saecore.activations.source import ActivationBatch
 from saecore.metrics.lazy import PARTS, match_l0, shapley, swaps
 from saecore.saes import SAE
+from saecore.sources.base import EVALUATION
 from saecore.sources.synthetic import Superposition
 from saecore.spec import ARCHITECTURES, ActivationSpec, ConstraintSpec, RunSpec, SAESpec, SourceSpec, TrainingSpec
 from saecore.training import start, train_many
@@ -52,6 +54,22 @@ def test_a_part_that_was_frozen_gains_nothing():
     assert found["gain_decoder"] == pytest.approx(0)
     assert found["swapped_decoder"] == found["swapped_none"]
     assert found["swapped_encoder"] == found["swapped_encoder_decoder"] < found["swapped_none"]
+
+
+def test_the_bias_is_put_back_at_the_end_and_not_inside_the_encoder(generator):
+    source = Superposition(SOURCE)
+    sae = SAE(SAESpec("batch_topk", d_model=8, n_latents=24, l0=3))
+    sae.W_enc.data.normal_(generator=generator)
+    sae.W_dec.data.normal_(generator=generator)
+    sae.threshold.fill_(1.0)
+    fresh = copy.deepcopy(sae)
+    sae.b_dec.data.normal_(generator=generator)
+    x = source.batch(1000, 0, EVALUATION).x
+    told = (sae(x) - sae.b_dec + fresh.b_dec).detach()
+    lost = (x - told).square().sum() / (x - x.mean(0)).square().sum()
+    found = swaps(sae, fresh, source, rows=1000, batch=1000)
+    assert found["swapped_biases"] == pytest.approx(1 - float(lost), rel=0.01)
+    assert found["swapped_biases"] != pytest.approx(found["swapped_none"], rel=0.05)
 
 
 class Rows:

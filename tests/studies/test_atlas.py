@@ -170,10 +170,10 @@ def test_the_floor_is_the_commonest_value():
 
 def test_a_probe_finds_what_is_there_and_nothing_else():
     rng = np.random.default_rng(0)
-    label = rng.integers(0, 3, size=800)
-    told = probes.fit(probes.Rows(list(np.eye(3)[label]), [str(i) for i in label], list(range(800))))
+    label, test = rng.integers(0, 3, size=800), [i % 4 == 0 for i in range(800)]
+    told = probes.fit(probes.Rows(list(np.eye(3)[label]), [str(i) for i in label], test))
     assert told.accuracy == 1.0 and 0.3 < told.floor < 0.45
-    noise = probes.fit(probes.Rows(list(rng.normal(size=(800, 3))), [str(i) for i in label], list(range(800))))
+    noise = probes.fit(probes.Rows(list(rng.normal(size=(800, 3))), [str(i) for i in label], test))
     assert noise.accuracy < 0.5
 
 
@@ -181,16 +181,17 @@ def test_rows_of_a_probe_stand_at_the_right_tokens(small):
     first, rows = probes.collect(small, n=40)
     assert first["kind"].label == rows["kind"].label and not np.allclose(first["kind"].x, rows["kind"].x)
     every = [atlas.document("test", index) for index in range(40)]
-    by_name = {city.name: city for city in atlas.facts()}
     named, stated = {}, {}
     for i, document in enumerate(every):
         for span in sorted(document.spans, key=lambda span: span.start):
             if span.concept == "entity":
-                named.setdefault(i, by_name[span.label].country)
+                named.setdefault(i, cities.city(span.label))
             if span.concept == "attribute":
                 stated.setdefault(i, span.label)
-    assert dict(zip(rows["city_country"].document, rows["city_country"].label, strict=True)) == named
-    assert dict(zip(rows["attribute"].document, rows["attribute"].label, strict=True)) == stated
+    assert rows["city_country"].label == [city.country for city in named.values()]
+    assert rows["city_country"].test == [city.split == "test" for city in named.values()]
+    assert rows["attribute"].label == list(stated.values())
+    assert rows["attribute"].test == [i % 4 == 0 for i in stated]
     assert rows["kind"].label == [document.labels["kind"] for document in every]
     talk = [document.labels["text_language"] for document in every if document.labels["kind"] == "talk"]
     assert rows["text_language"].label == talk
@@ -204,8 +205,9 @@ def test_the_tokens_of_a_probe_are_those_that_tell(small):
     document = atlas.Document(text, (*spans, atlas.Span(0, 39, "attribute", "continent")), -1.0, {"kind": "portrait"})
     words = [(0, 0), (0, 2), (2, 4), (5, 7), (8, 10), (11, 14), (15, 24), (25, 30), (31, 38), (38, 39)]
     found = probes.places(document, words)
-    assert found["kind"] == ("portrait", slice(1, 10)) and found["attribute"] == ("continent", slice(6, 7))
-    assert found["city_country"] == ("x", slice(2, 3)) and "topic" not in found
+    assert found["kind"] == probes.Place("portrait", slice(1, 10))
+    assert found["attribute"] == probes.Place("continent", slice(6, 7))
+    assert found["city_country"] == probes.Place("x", slice(2, 3), "Lima") and "topic" not in found
 
 
 # --- the shipped model -----------------------------------------------------------------------------------------------
