@@ -33,6 +33,10 @@ REFERENCES = {
     "always": "always fires",
     "commonest": "commonest answer",
     "generator": "the generator",
+    "majority": "the larger class",
+    "dense_probe": "dense probe",
+    "labels": "the labels themselves",
+    "random_tokens": "random tokens",
 }
 """Floors and ceilings without an SAE, recorded in the place of a constraint."""
 SOURCES = {"constant": "constant probability", "variable": "variable probability"}
@@ -59,8 +63,19 @@ METRICS = {
     "l0": "active latents per sample (L0)",
     "recovered_bin": "features recovered",
     "autointerp": "interpretability",
+    "autointerp_accuracy": "interpretability (accuracy)",
+    "autointerp_accuracy_hard": "interpretability, hard negatives",
+    "autointerp_ranks_accuracy": "interpretability, strengths by rank",
+    "autointerp_share_90": "latents told with 90 % or more",
     "sparse_probing_top1": "sparse probing, one latent",
+    "probing_top1": "sparse probing, one latent",
+    "probing_top5": "sparse probing, five latents",
+    "probing_short_top1": "sparse probing of 16 tokens, one latent",
+    "probing_short_top5": "sparse probing of 16 tokens, five latents",
     "ravel_disentanglement": "causal editing (RAVEL)",
+    "editing_cause": "causal editing, Cause",
+    "editing_isolation": "causal editing, Isolation",
+    "editing_disentanglement": "causal editing, disentanglement",
 }
 SHARES = ("fraction_recovered", "recovered_bin", "dead_share")
 """Metrics that print as percentages."""

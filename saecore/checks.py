@@ -1,0 +1,73 @@
+"""The downstream checks on the SAEs of a sweep, recorded under the keys of their runs."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from saecore.activations import open_source
+from saecore.report import ledger
+from saecore.saes import checkpoint
+from saecore.saes.base import SAE
+from saecore.sources.base import Source
+from saecore.spec import RunSpec, one_of
+from saecore.studies import editing, interpretability, probing
+from saecore.sweep import sae_path
+
+log = logging.getLogger(__name__)
+
+
+class Check(Protocol):
+    """What reads a source's model once and then measures any SAE on it."""
+
+    def measure(self, sae: SAE) -> dict[str, float]: ...
+
+    def references(self) -> dict[str, dict[str, float]]: ...
+
+
+CHECKS: dict[str, Callable[[Source], Check]] = {
+    interpretability.EXPERIMENT: interpretability.prepare_both,
+    probing.EXPERIMENT: probing.prepare_both,
+    editing.EXPERIMENT: editing.prepare,
+}
+"""By experiment: what each makes of a source."""
+
+
+def run_all(name: str, groups: Sequence[Sequence[RunSpec]], device: str = "cpu") -> list[str]:
+    """Check every trained SAE of a sweep that has no row yet; the keys of those that are not in the cache.
+
+    Floors and ceilings are recorded once for each source. Raises SpecError for an unknown check, and what the check
+    raises where it cannot read a source's model or text.
+    """
+    one_of("check", name, tuple(CHECKS))
+    ledger.commit()  # asked now: the code that runs is the code of this moment
+    done, missing = recorded(name), []
+    todo = [run for group in groups for run in group if run.key() not in done]
+    for source_runs in _by_source(todo):
+        here = [run for run in source_runs if sae_path(run).exists()]
+        missing += [run.key() for run in source_runs if not sae_path(run).exists()]
+        if not here:
+            continue
+        source = open_source(here[0].source, device)
+        check = CHECKS[name](source)
+        if source.spec.key() not in done:
+            ledger.record(name, ledger.references(source.spec, check.references(), device))
+        for run in here:
+            began = time.monotonic()
+            values = check.measure(checkpoint.load(sae_path(run))[0].to(device))
+            seconds = time.monotonic() - began
+            ledger.record(name, ledger.rows(run, run.training.steps, values, seconds, device))
+            log.info("%s %s %s %s: %.1f s", name, run.key(), run.sae.architecture, run.constraint.name, seconds)
+    return missing
+
+
+def recorded(name: str) -> set[str]:
+    """Keys that have rows, of runs and of sources."""
+    return set(ledger.read(name)["key"]) if ledger.path(name).exists() else set()
+
+
+def _by_source(runs: Sequence[RunSpec]) -> Iterator[list[RunSpec]]:
+    for spec in dict.fromkeys(run.source for run in runs):
+        yield [run for run in runs if run.source == spec]

@@ -1,0 +1,148 @@
+"""The embedded world's model reads labelled texts, and SAEs on it are probed."""
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from saecore import paths, sweep
+from saecore.activations import models, open_source
+from saecore.metrics.probing import KS
+from saecore.sources.probing import Examples, LabelledSet, Task, atlas_sets, csv_set
+from saecore.spec import ActivationSpec, SourceSpec, SpecError
+from saecore.studies.probing import Prober, prepare
+from saecore.training import start
+
+REAL = paths.root().parent / "shared" / "real"
+FIELDS = {
+    "source.model": "atlas", "source.layer": 1, "source.dataset": "atlas", "source.d_model": 128,
+    "source.rows": 3000, "source.context": 32, "architecture": "topk", "sae.n_latents": 512, "sae.l0": 5, "seed": 0,
+}  # fmt: skip
+
+
+def world(**others) -> ActivationSpec:
+    return ActivationSpec(**({"model": "atlas", "layer": 1, "dataset": "atlas", "d_model": 128, "rows": 3000} | others))
+
+
+@pytest.fixture(scope="module")
+def source():
+    return open_source(world(context=32), stream=True)
+
+
+@pytest.fixture(scope="module")
+def sae(source):
+    return start(sweep.make(FIELDS | {"constraint": "untrained"}), source).sae
+
+
+@pytest.fixture(scope="module")
+def prober(source) -> Prober:
+    return prepare(source, atlas_sets(train=16, test=16))
+
+
+def small(*texts: str) -> LabelledSet:
+    half = Examples(texts, np.arange(len(texts)) % 2)
+    return LabelledSet("small", "small", (Task("odd", half, half),))
+
+
+def by_hand(source, sae, text: str, context: int) -> torch.Tensor:
+    model = models.load("atlas")
+    tokens = model.tokenize([text], context)
+    x = model.residual(tokens, 1)[0][tokens.keep[0]] * source.scale
+    return sae.encode(x.half().float()).mean(0)  # rows are kept in half precision
+
+
+@torch.no_grad()
+def test_a_text_is_its_first_tokens_encoded_then_averaged(source, sae):
+    long = "Anna Miller is a nurse from Oslo. She cares for patients at the clinic. " * 4
+    texts = ("A short text.", long, "SELECT name FROM users;", "The home team won the final on Monday.")
+    for context in (32, 8):
+        codes = prepare(source, [small(*texts)], ks=(1,), context=context).codes(sae).toarray()
+        wanted = torch.stack([by_hand(source, sae, text, context) for text in texts]).numpy()
+        np.testing.assert_allclose(codes, wanted, atol=1e-5)
+
+
+def test_every_task_is_scored_for_every_k_and_averaged(prober, sae):
+    table = prober.tasks(sae)
+    assert len(table) == 37 * len(KS) and table.accuracy.between(0, 1).all()
+    values = prober.measure(sae)
+    families = {"profession", "product_sentiment", "language", "programming_language", "news_topic"}
+    assert set(values) == {f"probing_top{k}{end}" for k in KS for end in ("", *(f"_{f}" for f in families))}
+    first = table[table.k == 1].groupby("set").accuracy.mean()
+    assert values["probing_top1"] == pytest.approx(first.mean())
+    assert values["probing_top1_product_sentiment"] == pytest.approx((first["product"] + first["sentiment"]) / 2)
+    assert prober.tasks(sae).equals(table)
+
+
+def test_a_text_of_several_tasks_is_read_once(prober):
+    texts = {
+        t for named in atlas_sets(16, 16) for task in named.tasks for p in (task.train, task.test) for t in p.texts
+    }
+    assert sum(len(rows.ends) - 1 for rows in prober.rows) == len(texts) == len(prober.residual)
+    assert all(len(rows.x) == rows.ends[-1] for rows in prober.rows) and len(prober.rows) > 1
+
+
+def test_floors_and_ceiling(prober):
+    found = prober.references()
+    assert set(found["majority"].values()) == {0.5}
+    assert len(set(round(found["dense_probe"][f"probing_top{k}"], 9) for k in KS)) == 1
+    for name in ("neurons", "pca"):
+        assert 0.55 < found[name]["probing_top1"] < found["dense_probe"]["probing_top1"]
+        assert found[name]["probing_top1"] < found[name]["probing_top20"]
+    assert found["dense_probe"]["probing_top1"] > 0.9
+
+
+def test_all_components_hold_what_all_neurons_hold(source):
+    """PCA only turns the residual stream: distances between texts stay."""
+    prober = prepare(source, [small("one text", "another text", "a third one", "x = 1")], ks=(1,))
+    x, turned = prober.residual, prober._components()
+    np.testing.assert_allclose(
+        turned @ turned.T, (x - source.mean().numpy()) @ (x - source.mean().numpy()).T, atol=0.02
+    )
+
+
+def test_the_random_model_is_read_for_a_random_source(prober):
+    random = prepare(open_source(world(context=32, weights="random"), stream=True), atlas_sets(train=16, test=16))
+    assert random.residual.shape == prober.residual.shape
+    assert np.abs(random.residual - prober.residual).mean() > 0.1
+    floor, real = (p.references()["dense_probe"]["probing_top1"] for p in (random, prober))
+    assert 0.6 < floor < real
+
+
+def test_metrics_take_the_name_given(source, sae):
+    prober = prepare(source, [small("one text", "another text")], ks=(2,), name="short")
+    assert set(prober.measure(sae)) == {"short_top2", "short_top2_small"} == set(prober.references()["neurons"])
+
+
+def test_a_text_without_a_token_that_counts_is_reported_and_holds_nothing(source, sae, caplog):
+    codes = prepare(source, [small("one text", "", "another text", "x")], ks=(1,)).codes(sae)
+    assert "1 of 4 texts have no token that counts" in caplog.text
+    assert (codes.sum(1) > 0).tolist() == [True, False, True, True]
+
+
+def test_what_cannot_be_probed_is_refused(source):
+    with pytest.raises(SpecError, match="source 'variable' is no model's"):
+        prepare(open_source(SourceSpec()))
+    with pytest.raises(SpecError, match="sets is empty"):
+        prepare(source, [])
+    with pytest.raises(SpecError, match=r"ks=\(0, 1\) must be one number of latents or more"):
+        prepare(source, [small("a", "b")], ks=(0, 1))
+    with pytest.raises(models.ModelError, match="context=1000 must lie between"):
+        prepare(source, [small("a", "b")], context=1000)
+    with pytest.raises(ValueError, match="k=200 must lie between 1 and the 128 latents"):
+        prepare(source, [small("a", "b")], ks=(200,)).references()
+
+
+def test_a_source_on_another_text_needs_sets(tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_text("\n\n".join(f"Document {i} tells of the river and the old town." for i in range(200)))
+    with pytest.raises(SpecError, match="words.txt' has no labelled sets; give sets="):
+        prepare(open_source(world(dataset=str(path), rows=500), stream=True))
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real model and data are not here")
+def test_a_real_model_on_a_real_table():
+    spec = ActivationSpec(str(REAL / "stories260K"), 2, str(REAL / "text" / "tinystories_1000.json"), 64, rows=3000)
+    held = csv_set(REAL / "probing" / "105_click_bait.csv", train=400, test=200)
+    found = prepare(open_source(spec, stream=True), [held], ks=(1, 5)).references()
+    assert found["dense_probe"]["probing_top1"] > 0.85 > found["neurons"]["probing_top1"] > 0.55
