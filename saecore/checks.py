@@ -14,9 +14,11 @@ from saecore.saes.base import SAE
 from saecore.sources.base import Source
 from saecore.spec import RunSpec, one_of
 from saecore.studies import editing, interpretability, probing
-from saecore.sweep import sae_path
+from saecore.sweep import UNOPENED, sae_path
 
 log = logging.getLogger(__name__)
+
+UNTRAINED = "its SAE is not in the cache; `saecore run` of its sweep trains it"
 
 
 class Check(Protocol):
@@ -35,23 +37,28 @@ CHECKS: dict[str, Callable[[Source], Check]] = {
 """By experiment: what each makes of a source."""
 
 
-def run_all(name: str, groups: Sequence[Sequence[RunSpec]], device: str = "cpu") -> list[str]:
-    """Check every trained SAE of a sweep that has no row yet; the keys of those that are not in the cache.
+def run_all(name: str, groups: Sequence[Sequence[RunSpec]], device: str = "cpu") -> dict[str, str]:
+    """Check every trained SAE of a sweep that has no row yet; by key, why one was left out.
 
-    Floors and ceilings are recorded once for each source. Raises SpecError for an unknown check, and what the check
-    raises where it cannot read a source's model or text.
+    Floors and ceilings are recorded once for each source. A source that the check cannot be made on (a model that
+    predicts no tokens cannot be edited) is left out, the others go on. Raises SpecError for an unknown check.
     """
     one_of("check", name, tuple(CHECKS))
     ledger.commit()  # asked now: the code that runs is the code of this moment
-    done, missing = recorded(name), []
+    done, left_out = recorded(name), {}
     todo = [run for group in groups for run in group if run.key() not in done]
-    for source_runs in _by_source(todo):
-        here = [run for run in source_runs if sae_path(run).exists()]
-        missing += [run.key() for run in source_runs if not sae_path(run).exists()]
+    for runs in _by_source(todo):
+        left_out |= {run.key(): UNTRAINED for run in runs if not sae_path(run).exists()}
+        here = [run for run in runs if sae_path(run).exists()]
         if not here:
             continue
-        source = open_source(here[0].source, device)
-        check = CHECKS[name](source)
+        try:
+            source = open_source(here[0].source, device)
+            check = CHECKS[name](source)
+        except (*UNOPENED, ValueError, OSError) as error:
+            log.error("%s: nothing to be had on %s: %s", name, here[0].source.name, error)
+            left_out |= {run.key(): str(error) for run in here}
+            continue
         if source.spec.key() not in done:
             ledger.record(name, ledger.references(source.spec, check.references(), device))
         for run in here:
@@ -60,7 +67,7 @@ def run_all(name: str, groups: Sequence[Sequence[RunSpec]], device: str = "cpu")
             seconds = time.monotonic() - began
             ledger.record(name, ledger.rows(run, run.training.steps, values, seconds, device))
             log.info("%s %s %s %s: %.1f s", name, run.key(), run.sae.architecture, run.constraint.name, seconds)
-    return missing
+    return left_out
 
 
 def recorded(name: str) -> set[str]:

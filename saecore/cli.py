@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def run_execute(arguments: argparse.Namespace) -> int:
     from saecore.chapter import driver
 
     try:
-        given = {name: driver.literal(value) for name, value in arguments.parameters}
+        given = {name: driver.located(driver.literal(value)) for name, value in arguments.parameters}
         if given and arguments.in_place:
             raise driver.ParameterError("committed chapters hold their default parameters; use --out with -p")
         sources = driver.find(arguments.names)
@@ -122,6 +122,11 @@ def add_run(subparsers: Subparsers) -> None:
     run.add_argument("--device", default="cpu", help="cpu or cuda")
     run.add_argument("--part", default="1/1", metavar="I/N", help="the I-th of N shares, to run beside the others")
     run.add_argument("--threads", type=int, default=None, help="CPU threads (default: torch's)")
+    run.add_argument(
+        "--stream",
+        action="store_true",
+        help="read activations from the model as training goes, and keep none of them on the disk",
+    )
     run.add_argument("--plan", action="store_true", help="say what would run, and stop")
     run.set_defaults(run=run_sweep)
 
@@ -151,14 +156,40 @@ def run_sweep(arguments: argparse.Namespace) -> int:
                   f"seed {run.training.seed} steps {run.training.steps} {run.settings()}")  # fmt: skip
         return 0
     try:
-        sweep.run_all(experiment, groups, arguments.device)
+        reasons = sweep.run_all(experiment, groups, arguments.device, stream=arguments.stream)
+    except (CheckpointError, LedgerError, *sweep.UNOPENED) as error:
+        return complain(error, FAILED)
+    return report(experiment, reasons, len(runs))
+
+
+def add_measure(subparsers: Subparsers) -> None:
+    """`saecore measure CHECK SWEEP`"""
+    measure = subparsers.add_parser("measure", help="a downstream check of the SAEs that a sweep has trained")
+    measure.add_argument("check", help="interpretability, sparse_probing or causal_editing")
+    measure.add_argument("sweep", help="a name in book/sweeps, such as reconstruction, or a .yml file")
+    measure.add_argument("--device", default="cpu", help="cpu or cuda")
+    measure.add_argument("--part", default="1/1", metavar="I/N", help="the I-th of N shares, to run beside the others")
+    measure.add_argument("--threads", type=int, default=None, help="CPU threads (default: torch's)")
+    measure.set_defaults(run=run_measure)
+
+
+def run_measure(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from saecore import checks, sweep
+    from saecore.report.ledger import LedgerError
+    from saecore.saes import CheckpointError
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    try:
+        _, groups = sweep.load(sweep.find(arguments.sweep))
+        reasons = checks.run_all(arguments.check, sweep.part(groups, arguments.part), arguments.device)
+    except (SpecError, OSError) as error:
+        return complain(error, REFUSED)
     except (CheckpointError, LedgerError) as error:
         return complain(error, FAILED)
-    left = {run.key() for run in runs} - finished(experiment)
-    if left:
-        return complain(f"{experiment}: {len(left)} of {len(runs)} runs are not recorded: {sorted(left)}", FAILED)
-    print(f"{experiment}: {len(runs)} runs recorded")
-    return 0
+    return report(arguments.check, reasons, sum(map(len, groups)))
 
 
 def add_atlas(subparsers: Subparsers) -> None:
@@ -202,7 +233,9 @@ def add_harvest(subparsers: Subparsers) -> None:
     harvest = subparsers.add_parser("harvest", help="keep a model's activations on the disk; goes on where it stopped")
     harvest.add_argument("model", help="atlas, minilm, a local folder or a hub id")
     harvest.add_argument("layer", type=int, help="the block, from 0; what leaves it is kept")
-    harvest.add_argument("dataset", help="atlas, python-docs, a local file or a hub id (#column: of a table)")
+    harvest.add_argument(
+        "dataset", help="atlas, python-docs, a local file or a hub id (#column: of a table); a folder of images"
+    )
     harvest.add_argument("--rows", type=int, default=ActivationSpec.rows, help="for training (default: %(default)s)")
     harvest.add_argument("--context", type=int, default=ActivationSpec.context, help="tokens (default: %(default)s)")
     harvest.add_argument("--weights", default=ActivationSpec.weights, help="trained or random (default: %(default)s)")
@@ -216,6 +249,7 @@ def run_harvest(arguments: argparse.Namespace) -> int:
 
     from saecore import activations
     from saecore.activations.models import ModelError, load
+    from saecore.sources.images import ImageError
     from saecore.sources.text import TextError
 
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
@@ -231,11 +265,22 @@ def run_harvest(arguments: argparse.Namespace) -> int:
 
         with tqdm(total=activations.total_rows(spec), unit=" rows", unit_scale=True, delay=1) as bar:
             where = activations.harvest(spec, progress=bar.update, model=model)
-    except (ModelError, TextError, SpecError) as error:
+    except (ModelError, TextError, ImageError, SpecError) as error:
         return complain(error, REFUSED)
     except activations.StoreError as error:
         return complain(error, FAILED)
     print(f"{spec.name} on {spec.dataset}: {where}")
+    return 0
+
+
+def report(experiment: str, reasons: Mapping[str, str], runs: int) -> int:
+    """What is recorded, and what is not: ``reasons`` by key."""
+    if reasons:
+        lines = [f"{experiment}: {len(reasons)} of {runs} runs are not recorded"]
+        for reason in dict.fromkeys(reasons.values()):
+            lines.append(f"  {' '.join(key for key in reasons if reasons[key] == reason)}: {reason}")
+        return complain("\n".join(lines), FAILED)
+    print(f"{experiment}: {runs} runs recorded")
     return 0
 
 
@@ -244,7 +289,7 @@ def complain(error: object, code: int) -> int:
     return code
 
 
-COMMANDS: tuple[Callable[[Subparsers], None], ...] = (add_chapters, add_run, add_atlas, add_harvest)
+COMMANDS: tuple[Callable[[Subparsers], None], ...] = (add_chapters, add_run, add_measure, add_atlas, add_harvest)
 """A command is a function that adds its parser and sets `run`, which turns arguments into an exit code."""
 
 

@@ -82,6 +82,11 @@ def build() -> Path:
     return root() / "build"
 
 
+def install_hint(extra: str) -> str:
+    """How to install an extra of this package, which is on no index."""
+    return f"in a clone of the repository run: pip install -e '.[{extra}]'"
+
+
 def writable(folder: Path, variable: str = CACHE) -> Path:
     """`folder`, made where missing and tried for writing. Raises PathError, naming `variable`."""
     try:

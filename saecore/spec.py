@@ -23,6 +23,8 @@ CONSTRAINTS = (
 DICTIONARIES = ("pca", "neurons")
 """Controls whose latents are given, each with its opposite: principal components of the data, or its dimensions."""
 INITS = ("iso", "cov", "truth")
+OWN_NAMES = ("atlas", "minilm", "python-docs")
+"""Models and data sets that need no folder, file or hub id."""
 PROBABILITIES = ("constant", "variable")
 WEIGHTS = ("trained", "random")
 
@@ -127,9 +129,9 @@ class ActivationSpec(Keyed):
     """The residual stream of a transformer on a text (paper, Sec. 4.1).
 
     ``model`` is ``atlas``, ``minilm``, a local folder or a hub id; ``dataset`` is ``atlas``, ``python-docs``, a local
-    file or a hub id. ``layer`` counts blocks from 0 and means the residual stream that leaves the block. ``rows`` is
-    how many token positions are kept. ``weights="random"`` is the same architecture freshly initialised (Heap et al.
-    2025).
+    file or a hub id; for a vision tower it is a folder of images. ``layer`` counts blocks from 0 and means the residual
+    stream that leaves the block. ``rows`` is how many token positions (of an image, patches) are kept.
+    ``weights="random"`` is the same architecture freshly initialised (Heap et al. 2025).
     """
 
     model: str

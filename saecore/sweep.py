@@ -14,11 +14,14 @@ from typing import Any
 import yaml
 
 from saecore import paths
-from saecore.activations import open_source
+from saecore.activations import StoreError, open_source, total_rows
+from saecore.activations.pretrained import ModelError
 from saecore.metrics.evaluate import glimpse
 from saecore.report import ledger
 from saecore.saes import checkpoint
 from saecore.sources.base import Source
+from saecore.sources.images import ImageError
+from saecore.sources.text import TextError
 from saecore.spec import (
     DICTIONARIES,
     ActivationSpec,
@@ -31,6 +34,7 @@ from saecore.spec import (
     require,
 )
 from saecore.studies.examine import Examiner, examiner
+from saecore.studies.lazy import SHARES
 from saecore.training import DivergedError, Trainer, shared_streams, start, train_many
 
 log = logging.getLogger(__name__)
@@ -53,15 +57,17 @@ MARKS = (
     40_000,
     60_000,
 )
-"""Steps at which a learning curve is read on a synthetic source, where a run has them."""
-SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75)
-"""Shares of the steps at which it is read on activations; the paper reads it at 0.05 and 0.1 (Sec. 4.2)."""
+"""Steps at which a learning curve is read on a synthetic source, where a run has them; on activations, ``SHARES``."""
 SAVE_SECONDS = 300
+BAR_DELAY = 1
+"""Seconds before a harvest's bar shows: a store that stands is opened sooner."""
 SILENT_STEPS = 100
 """``silent_share`` counts the latents that fired for no training sample of so many steps."""
 WIDTH = 32
 """Latents per dimension where a sweep does not say (paper, Sec. 4.1)."""
 HEADLINES = ("explained_variance", "ce_recovered", "concept_f1", "fraction_recovered")
+UNOPENED = (ModelError, TextError, ImageError, StoreError, SpecError)
+"""What opening a source raises where the source is at fault, not this machine's disk."""
 SHORT = {"architecture": "sae", "probability": "source", "constraint": "constraint", "seed": "training"}
 
 
@@ -153,17 +159,28 @@ def make(fields: dict[str, Any]) -> RunSpec:
     )
 
 
-def run(name: str, device: str = "cpu") -> None:
-    """Every run of a sweep in the book, to the end."""
-    run_all(*load(find(name)), device)
+def run(name: str, device: str = "cpu", stream: bool = False) -> dict[str, str]:
+    """Every run of a sweep in the book, to the end; else as :func:`run_all`."""
+    return run_all(*load(find(name)), device, stream=stream)
 
 
-def run_all(experiment: str, groups: Sequence[Sequence[RunSpec]], device: str = "cpu", at_once: int = 8) -> None:
+def run_all(
+    experiment: str,
+    groups: Sequence[Sequence[RunSpec]],
+    device: str = "cpu",
+    at_once: int = 8,
+    stream: bool = False,
+) -> dict[str, str]:
     """Bring every run to its end and record it under ``experiment``; what is recorded is not run again.
 
     A group shares its stream of samples and trains together, ``at_once`` runs at a time. Interrupted, it continues
     from the last checkpoint in the cache. Floors and ceilings that need no SAE are recorded once for each source.
+    ``stream``: activations are read from the model as training goes, and none are kept on the disk.
+
+    Returns, by key, why a run is not recorded: its source cannot be opened, or it diverged. The others go on.
     """
+    left_out: dict[str, str] = {}
+    closed: dict[SourceSpec | ActivationSpec, str] = {}
     paths.writable(paths.cache())
     paths.writable(paths.results(), paths.RESULTS)
     ledger.commit()  # asked now: the code that runs is the code of this moment
@@ -173,15 +190,39 @@ def run_all(experiment: str, groups: Sequence[Sequence[RunSpec]], device: str = 
         todo = [run for run in group if run.key() not in done]
         if not todo:
             continue
-        if at_hand is None or at_hand.source.spec != todo[0].source:
-            at_hand = examiner(open_source(todo[0].source, device))
-            _record_references(experiment, at_hand)
+        wanted = todo[0].source
+        if wanted not in closed and (at_hand is None or at_hand.source.spec != wanted):
+            at_hand = None  # before the next one is in memory
+            try:
+                at_hand = examiner(_opened(wanted, device, stream))
+            except UNOPENED as error:
+                log.error("%s cannot be opened, its runs are left out: %s", wanted.name, error)
+                closed[wanted] = str(error)
+            else:
+                _record_references(experiment, at_hand)
+        if at_hand is None or wanted in closed:
+            left_out |= {run.key(): closed[wanted] for run in todo}
+            continue
         for first in range(0, len(todo), at_once):
-            _run_group(experiment, todo[first : first + at_once], at_hand)
+            left_out |= _run_group(experiment, todo[first : first + at_once], at_hand)
+    return left_out
 
 
-def _run_group(experiment: str, group: list[RunSpec], at_hand: Examiner) -> None:
-    source = at_hand.source
+def _opened(spec: SourceSpec | ActivationSpec, device: str, stream: bool) -> Source:
+    """The source; where it is harvested first, a terminal shows how far that is."""
+    if isinstance(spec, SourceSpec) or stream:
+        return open_source(spec, device, stream)
+    from tqdm import tqdm
+
+    with tqdm(
+        desc=spec.name, total=total_rows(spec), unit=" rows", unit_scale=True, delay=BAR_DELAY, disable=None
+    ) as bar:
+        return open_source(spec, device, progress=bar.update)
+
+
+def _run_group(experiment: str, group: list[RunSpec], at_hand: Examiner) -> dict[str, str]:
+    """By key, why a run diverged."""
+    source, diverged = at_hand.source, {}
     trainers = [start(run, source) for run in group]
     starts = {trainer.run.key(): copy.deepcopy(trainer.sae) for trainer in trainers}
     for trainer in trainers:
@@ -191,7 +232,7 @@ def _run_group(experiment: str, group: list[RunSpec], at_hand: Examiner) -> None
     marks = curve(group[0])
     for stop in sorted({*marks, *range(500, steps, 500), steps}):
         behind = [t for t in trainers if t.steps_done < stop]
-        trainers = _advance(trainers, source, stop)
+        trainers = _advance(trainers, source, stop, diverged)
         for trainer in behind:
             if trainer.steps_done == stop and stop in marks:
                 fresh = starts[trainer.run.key()].W_dec.detach()
@@ -209,6 +250,7 @@ def _run_group(experiment: str, group: list[RunSpec], at_hand: Examiner) -> None
         run, found = trainer.run, [f"{name} {values[name]:.3f}" for name in HEADLINES if name in values]
         log.info("%s %s %s %s %s", run.key(), run.sae.architecture, run.constraint.name, run.settings(),
                  " ".join(found))  # fmt: skip
+    return diverged
 
 
 def curve(run: RunSpec) -> set[int]:
@@ -218,14 +260,15 @@ def curve(run: RunSpec) -> set[int]:
     return {m for m in (MARKS if synthetic else (round(share * steps) for share in SHARES)) if 0 < m < steps}
 
 
-def _advance(trainers: list[Trainer], source: Source, stop: int) -> list[Trainer]:
-    """Train to ``stop``; a run that diverges is reported and left out, the others go on."""
+def _advance(trainers: list[Trainer], source: Source, stop: int, diverged: dict[str, str]) -> list[Trainer]:
+    """Train to ``stop``; a run that diverges is left out and noted in ``diverged``, the others go on."""
     while True:
         try:
             train_many(trainers, source, stop)
             return trainers
         except DivergedError as error:
             log.error("%s; it is left out", error)
+            diverged[error.key] = str(error)
             trainers = [t for t in trainers if t.run.key() != error.key]
 
 
@@ -234,10 +277,7 @@ def _record_references(experiment: str, at_hand: Examiner) -> None:
     spec = at_hand.source.spec
     if spec.key() in ledger.finished(experiment, "cross_entropy"):
         return
-    same = {"key": spec.key(), "source": spec.name, "architecture": "", "init": "", "l0": "", "seed": 0, "step": 0}
-    same |= {"device": ledger.device(at_hand.source.device), "commit": ledger.commit(), "seconds": 0, "settings": ""}
-    found = [(name, *item) for name, values in at_hand.references().items() for item in values.items()]
-    ledger.record(experiment, [{**same, "constraint": n, "metric": metric, "value": v} for n, metric, v in found])
+    ledger.record(experiment, ledger.references(spec, at_hand.references(), at_hand.source.device))
 
 
 def _record(experiment: str, trainer: Trainer, source: Source, step: int, values: dict[str, float]) -> None:

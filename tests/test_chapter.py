@@ -217,6 +217,35 @@ def test_the_command_runs_a_chapter_with_parameters(home, capsys):
     assert expected.glued(_read(home / "out" / "01_sample.ipynb")) == {"x": 8.0}
 
 
+def test_a_path_is_meant_from_where_the_command_was_given(home, tmp_path, monkeypatch):
+    _write(
+        paths.chapters() / "01_sample.ipynb",
+        "from pathlib import Path\nfrom saecore.chapter import glue\n"
+        "glue('there', Path(where).is_absolute() and Path(where).read_text() == 'text')",
+    )
+    notebook = _read(paths.chapters() / "01_sample.ipynb")
+    notebook.cells[0].source += '\nwhere = ""'
+    nbformat.write(notebook, paths.chapters() / "01_sample.ipynb")
+    here = tmp_path / "elsewhere"
+    here.mkdir()
+    (here / "my-text.jsonl").write_text("text")
+    monkeypatch.chdir(here)
+    assert cli.main(["chapters", "execute", "-p", "where", "my-text.jsonl", "--out", str(home / "out")]) == 0
+    assert expected.glued(_read(home / "out" / "01_sample.ipynb")) == {"there": True}
+
+
+def test_only_what_lies_here_becomes_a_whole_path(tmp_path, monkeypatch):
+    for name in ("my-model", "atlas", "smoke"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "text.csv").write_text("")
+    monkeypatch.chdir(tmp_path)
+    whole = {"my-model": f"{tmp_path}/my-model", "./my-model/": f"{tmp_path}/my-model"}
+    whole |= {"text.csv#body": f"{tmp_path}/text.csv#body"}
+    assert {value: driver.located(value) for value in whole} == whole
+    for value in ("atlas", "smoke", "python-docs", "owner/model", "none.csv#body", "", "#x", 3, 0.5, None, True):
+        assert driver.located(value) == value
+
+
 def test_no_chapter_at_all_is_an_error(home, capsys):
     (paths.chapters() / "01_sample.ipynb").unlink()
     assert cli.main(["chapters", "check"]) == cli.REFUSED

@@ -137,6 +137,18 @@ def test_the_command_plans_runs_and_refuses(places: Path, capsys: pytest.Capture
     assert "no sweep 'nothing'" in capsys.readouterr().err
 
 
+def test_a_run_that_diverges_is_named_with_its_reason_and_the_others_are_recorded(
+    places: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(places, SMALL.split("blocks")[0] + "blocks:\n  - {seed: 0, architecture: topk, "
+                   "training.learning_rate: [0.003, 1.0e+30]}\n")  # fmt: skip
+    assert cli.main(["run", str(path)]) == cli.FAILED
+    sound, wild = [run.key() for group in sweep.load(path)[1] for run in group]
+    assert ledger.finished("tiny") == {sound}
+    last = capsys.readouterr().err.split("saecore: ")[-1]
+    assert "1 of 2 runs are not recorded" in last and f"  {wild}: loss=" in last and "learning rate is too high" in last
+
+
 def test_a_cache_that_cannot_be_written_is_named(places: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     (places / "file").write_text("")
     monkeypatch.setenv(paths.CACHE, str(places / "file" / "cache"))

@@ -7,7 +7,7 @@ import torch
 from saecore.activations.harvest import harvest, plan
 from saecore.activations.manifest import StoreError
 from saecore.activations.manifest import read as _manifest
-from saecore.activations.rows import total_rows
+from saecore.activations.rows import Progress, total_rows
 from saecore.activations.store import ActivationStore
 from saecore.activations.stream import ActivationStream
 from saecore.sources.base import Source
@@ -17,10 +17,16 @@ from saecore.spec import ActivationSpec, SourceSpec
 __all__ = ["ActivationStore", "ActivationStream", "StoreError", "harvest", "open_source", "plan", "total_rows"]
 
 
-def open_source(spec: SourceSpec | ActivationSpec, device: str | torch.device = "cpu", stream: bool = False) -> Source:
+def open_source(
+    spec: SourceSpec | ActivationSpec,
+    device: str | torch.device = "cpu",
+    stream: bool = False,
+    progress: Progress | None = None,
+) -> Source:
     """The source of a spec. Activations that are not all on the disk are harvested first, unless ``stream``.
 
-    Raises StoreError where what is on the disk is damaged, and what :func:`harvest` raises.
+    ``progress`` is told of a harvest's rows. Raises StoreError where what is on the disk is damaged, and what
+    :func:`harvest` raises.
     """
     if isinstance(spec, SourceSpec):
         return Superposition(spec, device)
@@ -28,5 +34,5 @@ def open_source(spec: SourceSpec | ActivationSpec, device: str | torch.device = 
         return ActivationStream(spec, device)
     manifest = _manifest(spec)
     if manifest is None or not manifest.complete:
-        harvest(spec, device)
+        harvest(spec, device, progress)
     return ActivationStore(spec, device)

@@ -185,6 +185,36 @@ class ResidualModel:
         with self._hooked(layer, put):
             return self._predict(tokens)
 
+    def logits_from(
+        self,
+        tokens: TokenBatch,
+        layer: int,
+        stream: Float[Tensor, "batch seq d_model"],
+        at: Bool[Tensor, "batch seq"],
+    ) -> Float[Tensor, "picked vocabulary"]:
+        """Logits at the positions that ``at`` marks, row by row, with ``stream`` as what leaves block ``layer``.
+
+        The blocks up to there never run, and no logits are made elsewhere. Gradients flow to ``stream``, never into the
+        model. Raises ModelError as :meth:`residual` and :meth:`logits` do.
+        """
+        self._check_layer(layer)
+        given = stream.to(self.dtype)
+
+        def pick(_head: Any, inputs: tuple[Tensor]) -> Tensor:
+            return inputs[0][at]
+
+        if not self.has_logits:
+            return self._predict(tokens)
+        handle = self.network.get_output_embeddings().register_forward_pre_hook(pick)
+        try:
+            for block in self.blocks[: layer + 1]:
+                block.forward = lambda *_inputs, **_options: given
+            return self._predict(tokens)
+        finally:
+            handle.remove()
+            for block in self.blocks[: layer + 1]:
+                block.__dict__.pop("forward", None)  # the class's own stands again
+
     def _predict(self, tokens: TokenBatch) -> Tensor:
         if not self.has_logits:
             raise ModelError(f"{self.name} has no language-model head and predicts no tokens; use a decoder")
@@ -200,13 +230,16 @@ class ResidualModel:
 
     @contextmanager
     def _hooked(self, layer: int, hook: Callable[..., Any]) -> Iterator[None]:
-        if not 0 <= layer < self.n_layers:
-            raise ModelError(f"layer={layer} must lie between 0 and {self.n_layers - 1}: {self.name} counts from 0")
+        self._check_layer(layer)
         handle = self.blocks[layer].register_forward_hook(hook)
         try:
             yield
         finally:
             handle.remove()
+
+    def _check_layer(self, layer: int) -> None:
+        if not 0 <= layer < self.n_layers:
+            raise ModelError(f"layer={layer} must lie between 0 and {self.n_layers - 1}: {self.name} counts from 0")
 
     def _around(self) -> list[int]:
         """What stands around the text of each row."""

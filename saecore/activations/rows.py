@@ -1,13 +1,13 @@
-"""Texts through a model to rows of activations, in an order that can be taken up again at any row."""
+"""Texts or images through a model to rows of activations, in an order that can be taken up again at any row."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,7 @@ from saecore.activations.scale import InputScale, estimate
 from saecore.spec import ActivationSpec, require
 
 if TYPE_CHECKING:
-    from saecore.activations.models import ResidualModel, TokenBatch
+    from saecore.activations.models import ImageBatch, ResidualModel, TokenBatch
 
 Progress = Callable[[int], object]
 
@@ -33,7 +33,10 @@ BLOCK_ROWS, BLOCK_BYTES = 262_144, 256 * 2**20
 
 @dataclass(frozen=True)
 class Place:
-    """How far a text was read: documents done, calls of the model done on those after them, rows done of the next."""
+    """How far a text was read: documents done, calls of the model done on those after them, rows done of the next.
+
+    For a vision tower an image is a document.
+    """
 
     documents: int = 0
     calls: int = 0
@@ -135,8 +138,8 @@ class RowReader:
         found = next(self._calls, None)
         if found is None:
             return False
-        at, tokens = found
-        raw = kept_rows(self._model, tokens, self._layer)
+        at, batch = found
+        raw = kept_rows(self._model, batch, self._layer)
         rows = self._scale.apply(raw).cpu()
         done = self.place.rows
         if not done:
@@ -154,17 +157,40 @@ def calls(
     positions: int,
     start: Place = START,
     group: int = DOCUMENTS,
-) -> Iterator[tuple[Place, TokenBatch]]:
-    """The calls of the model from ``start`` on, each with its place; ``group`` documents are sorted together."""
+) -> Iterator[tuple[Place, TokenBatch | ImageBatch]]:
+    """The calls of the model from ``start`` on, each with its place.
+
+    ``group`` documents are sorted together. Images come in their order, in groups that leave room for large ones.
+    """
+    sees = model.kind == "vision"
+    group = min(group, FIRST_DOCUMENTS) if sees else group
+    documents, first, done = _documents(spec.dataset, split, start.documents, sees), start.documents, start.calls
+    while chunk := list(itertools.islice(documents, group)):
+        for call, batch in enumerate(_batches(model, chunk, spec.context, positions)):
+            if call >= done:
+                yield Place(first, call), batch
+        first, done = first + len(chunk), 0
+
+
+def _documents(dataset: str, split: str, first: int, images: bool) -> Iterator[Any]:
+    """The texts or images of a split from the ``first`` on. Raises TextError or ImageError."""
+    if images:
+        from saecore.sources.images import images as read
+
+        return read(dataset, split, first)
     from saecore.sources import text
 
-    documents = itertools.islice(text.documents(spec.dataset, split), start.documents, None)
-    first, done = start.documents, start.calls
-    while chunk := list(itertools.islice(documents, group)):
-        for call, tokens in enumerate(by_length(model.tokenize(chunk, spec.context), positions)):
-            if call >= done:
-                yield Place(first, call), tokens
-        first, done = first + len(chunk), 0
+    return itertools.islice(text.documents(dataset, split), first, None)
+
+
+def _batches(
+    model: ResidualModel, documents: Sequence[Any], context: int, positions: int
+) -> Iterator[TokenBatch | ImageBatch]:
+    """What the model takes of some documents, in calls of at most so many ``positions``."""
+    if model.kind != "vision":
+        return by_length(model.tokenize(documents, context), positions)
+    size = max(1, positions // model.context)
+    return (model.pixels(documents[i : i + size]) for i in range(0, len(documents), size))
 
 
 def by_length(tokens: TokenBatch, positions: int) -> Iterator[TokenBatch]:
@@ -180,9 +206,9 @@ def by_length(tokens: TokenBatch, positions: int) -> Iterator[TokenBatch]:
 
 
 @torch.no_grad()
-def kept_rows(model: ResidualModel, tokens: TokenBatch, layer: int) -> Float[Tensor, "n d_model"]:
+def kept_rows(model: ResidualModel, batch: TokenBatch | ImageBatch, layer: int) -> Float[Tensor, "n d_model"]:
     """Residual stream at the kept positions, in raw units."""
-    return model.residual(tokens, layer)[tokens.keep]
+    return model.residual(batch, layer)[batch.keep]
 
 
 def probe(model: ResidualModel, spec: ActivationSpec) -> Probe:
@@ -191,11 +217,11 @@ def probe(model: ResidualModel, spec: ActivationSpec) -> Probe:
     The scale does not depend on ``spec.rows``, so that stores of one model and text share it.
     """
     began, found, count = time.perf_counter(), [], 0
-    for place, tokens in calls(model, spec, "train", call_positions(model.device), group=FIRST_DOCUMENTS):
+    for place, batch in calls(model, spec, "train", call_positions(model.device), group=FIRST_DOCUMENTS):
         if count >= FIRST_ROWS and not place.calls:
             break
-        found.append(kept_rows(model, tokens, spec.layer).cpu())
+        found.append(kept_rows(model, batch, spec.layer).cpu())
         count += len(found[-1])
-    require(count > 0, f"dataset={spec.dataset!r} has no text for training; give another")
+    require(count > 0, f"dataset={spec.dataset!r} has nothing to train on; give another")
     rows = torch.cat(found)
     return Probe(estimate(rows), count / (time.perf_counter() - began), tuple(rows[0, :16].tolist()))

@@ -11,12 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saecore.activations.harvest import harvest
 from saecore.activations.manifest import PARTS, Manifest, Part, StoreError, check_weights, command, damage, folder, read
 from saecore.activations.source import ActivationSource
 from saecore.spec import ActivationSpec
-
-__all__ = ["ActivationStore", "StoreError", "harvest"]
 
 BLOCK = 64
 """Rows that are read together. They lie together in a shard, whose rows were shuffled when it was written."""

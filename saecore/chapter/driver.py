@@ -13,7 +13,8 @@ from typing import Any
 import nbformat
 
 from saecore import paths
-from saecore.chapter.live import environment
+from saecore.chapter.live import PROFILES, environment
+from saecore.spec import OWN_NAMES
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 LANGUAGE = {
@@ -84,6 +85,17 @@ def literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (SyntaxError, ValueError):
         return text
+
+
+def located(value: Any) -> Any:
+    """A text that names a file (with or without ``#column``) or a folder here, by its whole path; else the value.
+
+    Chapters run in a folder of their own. Names of the package stay what they are, whatever lies here.
+    """
+    if not isinstance(value, str) or value in (*PROFILES, *OWN_NAMES):
+        return value
+    place, mark, column = value.partition("#")
+    return f"{Path(place).resolve()}{mark}{column}" if place and Path(place).exists() else value
 
 
 def checked(known: Mapping[str, Any], given: Mapping[str, Any], chapter: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saecore.activations.models import Replace, ResidualModel, TokenBatch
+from saecore.activations.rows import by_length
 from saecore.activations.source import ActivationSource
 from saecore.saes.base import SAE
 from saecore.sources import text
@@ -19,9 +20,9 @@ from saecore.sources.base import Source
 
 TOKENS = 16_384
 """Held-out predictions on which a reconstruction is judged."""
-POSITIONS = 4096
+POSITIONS = 1024
 """Positions in a batch; logits take ``POSITIONS * vocabulary`` numbers."""
-CHUNK = 1024
+CHUNK = 256
 """Predictions that are compared at once, and rows that an SAE rebuilds at once."""
 LEAST = 0.01
 """Nats between floor and ceiling below which their ratio says nothing."""
@@ -89,16 +90,20 @@ class HeldOutText:
     mean: Float[Tensor, "d_model"]
     norm_limit: float = math.inf
 
+    def usual(self, replace: Replace) -> Replace:
+        """``replace`` with massive rows left as they are."""
+
+        def put(rows: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
+            return torch.where(rows.norm(dim=1, keepdim=True) > self.norm_limit, rows, replace(rows))
+
+        return put
+
     @torch.no_grad()
     def loss(self, replace: Replace) -> Loss:
         """The loss with the kept residuals replaced, and its divergence from the model as it is."""
-
-        def usual(rows: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
-            return torch.where(rows.norm(dim=1, keepdim=True) > self.norm_limit, rows, replace(rows))
-
-        found = Loss()
+        found, put = Loss(), self.usual(replace)
         for tokens in self.batches:
-            found.update(self.model.logits_with(tokens, self.layer, usual), tokens, self.model.logits(tokens))
+            found.update(self.model.logits_with(tokens, self.layer, put), tokens, self.model.logits(tokens))
         return found
 
     def bounds(self) -> Bounds:
@@ -144,8 +149,8 @@ def held_out(model: ResidualModel, source: Source, tokens: int = TOKENS) -> Held
         raise ValueError(f"{model.name} has no language-model head; cross-entropy and KL are defined for decoders only")
     found, batches, documents = 0, [], text.documents(spec.dataset, "test")
     while part := list(itertools.islice(documents, max(1, POSITIONS // spec.context))):
-        batches.append(model.tokenize(part, spec.context))
-        found += int(counted_predictions(batches[-1]).sum())
+        batches += by_length(model.tokenize(part, spec.context), POSITIONS)
+        found = sum(int(counted_predictions(batch).sum()) for batch in batches)
         if found >= tokens:
             break
     mean = (source.start_bias() / source.scale).to(model.device)

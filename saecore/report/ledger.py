@@ -94,6 +94,23 @@ def rows(
     return [{**same, "metric": metric, "value": value} for metric, value in values.items()]
 
 
+def references(
+    source: spec.SourceSpec | spec.ActivationSpec,
+    found: Mapping[str, Mapping[str, float]],
+    on: str | torch.device,
+    seed: int = 0,
+    step: int = 0,
+) -> list[dict[str, Any]]:
+    """Rows for floors and ceilings that need no SAE, under the key of their source; ``found``: by constraint."""
+    same = {"key": source.key(), "source": source.name, "architecture": "", "init": "", "l0": None, "settings": ""}
+    same |= {"seed": seed, "step": step, "device": device(on), "commit": commit(), "seconds": 0}
+    return [
+        {**same, "constraint": name, "metric": metric, "value": value}
+        for name, values in found.items()
+        for metric, value in values.items()
+    ]
+
+
 def record(experiment: str, rows: Iterable[Row], nonfinite: Collection[str] = ()) -> Path:
     """Merge ``rows`` into the experiment's file: rows of equal identity are replaced, all others kept.
 

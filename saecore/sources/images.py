@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from saecore.sources.text import EVERY, SPLITS
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
@@ -16,8 +18,8 @@ class ImageError(OSError):
     """Images that cannot be read; the message names them, the reason and the way out."""
 
 
-def images(folder: Path | str, split: str = "train") -> Iterator[Image.Image]:
-    """The images under ``folder`` in RGB, by name; every tenth is held out for test.
+def images(folder: Path | str, split: str = "train", first: int = 0) -> Iterator[Image]:
+    """The images under ``folder`` in RGB, by name; every tenth is held out for test. ``first``: how many to pass over.
 
     Raises ImageError where there is no such folder, no image for the split, or a damaged one (by its name).
     """
@@ -30,12 +32,14 @@ def images(folder: Path | str, split: str = "train") -> Iterator[Image.Image]:
             f"{folder} holds {len(found)} images ({', '.join(SUFFIXES)}), of which every {EVERY}th is held out for "
             f"test: none is left for {split}; give a folder with more"
         )
-    return map(_read, chosen)
+    return map(_read, chosen[first:])
 
 
-def _read(path: Path) -> Image.Image:
+def _read(path: Path) -> Image:
+    from PIL import Image as pillow
+
     try:
-        with Image.open(path) as image:
+        with pillow.open(path) as image:
             return image.convert("RGB")
     except (OSError, ValueError, SyntaxError) as error:
         raise ImageError(f"{path} is damaged or no image ({error}); delete it or fetch it again") from error

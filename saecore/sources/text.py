@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from saecore import paths
+
 SPLITS = ("train", "test")
 COLUMN = "text"
 EVERY = 10
@@ -156,9 +158,8 @@ def _from_hub(dataset: str, name: str, config: str | None, column: str, split: s
     try:
         import datasets
     except ImportError as error:
-        raise TextError(
-            f"data set {dataset!r} is read through datasets ({error}); install it with: pip install 'saecore[models]'"
-        ) from error
+        hint = paths.install_hint("models")
+        raise TextError(f"data set {dataset!r} is read through datasets ({error}); {hint}") from error
     try:
         with _quiet_hub():
             own = "test" in datasets.get_dataset_split_names(name, config)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pandas as pd
+
+from saecore.metrics.language import CHUNK, POSITIONS
 
 GIB = 2**30
 FLOAT, HALF = 4, 2
@@ -13,6 +16,9 @@ COPIES = 5
 """Of both weight matrices: the weights, their gradients, Adam's two moments, and where they began."""
 CODE_COPIES = 4
 """Of a batch's dense codes: pre-activations, codes, and their gradients."""
+LOGIT_COPIES, CHUNK_COPIES = 2, 5
+"""Where a reconstruction is judged (metrics.language): of a batch's logits, the model's own and the spliced ones; in
+float32, of a chunk's: both logarithms, one exponential, their difference and the product."""
 FLOPS_PER_WEIGHT = 6
 """Of a matrix in a row's step: a multiplication and an addition forward, twice that for the gradients."""
 UTILISATION = 0.4
@@ -33,7 +39,10 @@ class Card:
 
 @dataclass(frozen=True)
 class Setup:
-    """A model, the block of ``n_layers`` whose residual stream is read, and SAEs of ``width`` latents a dimension."""
+    """A model, the block of ``n_layers`` whose residual stream is read, and SAEs of ``width`` latents a dimension.
+
+    ``vocabulary``: tokens that the model predicts; None where it is not stated.
+    """
 
     model: str
     parameters: float
@@ -41,6 +50,7 @@ class Setup:
     layer: int
     n_layers: int
     width: int = 32
+    vocabulary: int | None = None
 
     @property
     def matrix(self) -> int:
@@ -65,6 +75,14 @@ def codes_gib(setup: Setup, batch: int) -> float:
     return CODE_COPIES * batch * setup.width * setup.d_model * FLOAT / GIB
 
 
+def logits_gib(setup: Setup, card: Card) -> float:
+    """While a reconstruction is judged in the model; NaN where the vocabulary is not stated."""
+    if setup.vocabulary is None:
+        return math.nan
+    batch = LOGIT_COPIES * POSITIONS * (HALF if card.halves else FLOAT)
+    return (batch + CHUNK_COPIES * CHUNK * FLOAT) * setup.vocabulary / GIB
+
+
 def store_gib(setup: Setup, rows: int) -> float:
     """Rows in half precision, on the disk."""
     return rows * setup.d_model * HALF / GIB
@@ -82,8 +100,12 @@ def harvest_hours(setup: Setup, card: Card, rows: int) -> float:
 
 
 def at_once(setup: Setup, card: Card, batch: int) -> int:
-    """SAEs that fit beside the model, which stays in memory to be judged in; 0 where not even one does."""
-    left = ROOM * card.gib - model_gib(setup, card) - codes_gib(setup, batch)
+    """SAEs that fit beside the model, which stays in memory to be judged in; 0 where not even one does.
+
+    Codes of training and logits of judging are never there together; logits count where the vocabulary is stated.
+    """
+    codes, logits = codes_gib(setup, batch), logits_gib(setup, card)
+    left = ROOM * card.gib - model_gib(setup, card) - (codes if math.isnan(logits) else max(codes, logits))
     return max(0, int(left / sae_gib(setup)))
 
 
@@ -99,6 +121,7 @@ def table(plans: Iterable[tuple[Setup, Card]], rows: int, batch: int, variants: 
                 "model (GiB)": model_gib(setup, card),
                 "an SAE (GiB)": sae_gib(setup),
                 "codes (GiB)": codes_gib(setup, batch),
+                "logits (GiB)": logits_gib(setup, card),
                 "SAEs at once": at_once(setup, card, batch),
                 "rows on disk (GiB)": store_gib(setup, rows),
                 "harvest (h)": harvest_hours(setup, card, rows),

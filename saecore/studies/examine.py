@@ -72,7 +72,7 @@ class Examiner:
 def examiner(source: Source, tokens: int = language.TOKENS, documents: int = LABELLED_DOCUMENTS) -> Examiner:
     """For a synthetic source its metrics alone; for activations the model is loaded and read on held-out text.
 
-    ``tokens``: predictions on which a reconstruction is judged; ``documents``: labelled ones, of atlas.
+    ``tokens``: predictions on which a reconstruction is judged; ``documents``: labelled ones, of atlas, or none.
     """
     spec = source.spec
     if not isinstance(spec, ActivationSpec):
@@ -82,7 +82,7 @@ def examiner(source: Source, tokens: int = language.TOKENS, documents: int = LAB
     if model.has_logits:
         text = language.held_out(model, source, tokens)
         bounds = text.bounds()
-    found = labelled(model, source, documents) if spec.dataset == "atlas" else None
+    found = labelled(model, source, documents) if spec.dataset == "atlas" and documents else None
     return Examiner(source, text, bounds, found)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -17,10 +19,14 @@ from saecore.metrics.geometry import cosine_to_start
 from saecore.report import ledger
 from saecore.saes.base import SAE
 from saecore.sources.base import Source
-from saecore.spec import ActivationSpec
+from saecore.spec import DICTIONARIES, ActivationSpec
 from saecore.studies.examine import Examiner
 from saecore.studies.live import Variant
 
+TRAINED = ("free", "soft_frozen_decoder", "frozen_decoder", "frozen_encoder")
+"""The paper's variants, whose rows may start from either init."""
+BANDWIDTH = 0.3
+"""JumpReLU's straight-through window on activations, about half of its thresholds there."""
 SIDES = {"encoder": "W_enc", "decoder": "W_dec"}
 
 
@@ -36,15 +42,25 @@ def paper_l0(d_model: int) -> int:
     return min(160, max(1, round(160 / 2304 * d_model)))
 
 
-def language_examiner(source: Source, tokens: int = 4096) -> Examiner:
-    """Measures SAEs on rows and, where the model predicts tokens, in the model on ``tokens`` predictions."""
-    from saecore.activations import models
+def aux_k(d_model: int) -> int:
+    """Dead latents that the auxiliary loss asks: the power of two nearest to d_model / 2 (Gao et al. 2024, A.2)."""
+    return 2 ** round(math.log2(d_model / 2))
 
-    model = models.load(source.spec.model, weights=source.spec.weights, device=source.device)
-    if not model.has_logits:
-        return Examiner(source)
-    text = language.held_out(model, source, tokens)
-    return Examiner(source, text, text.bounds())
+
+def grid(base: Mapping[str, Any], architectures: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """The paper's variants from both starts and our controls, in fields of ``sweep.make``.
+
+    ``base``: fields that all share. The two dictionaries, which have no seed and a width of their own, come once.
+    """
+    cells = [{"constraint": c, "constraint.init": i} for c, i in product(TRAINED, ("iso", "cov"))]
+    cells += [{"constraint": c} for c in ("both_frozen", "untrained")]
+    own: dict[str, dict[str, Any]] = {"jump_relu": {"sae.bandwidth": BANDWIDTH}}
+    runs = [
+        {**base, **own.get(name, {}), **cell, "architecture": name, "seed": seed}
+        for seed, name, cell in product(seeds, architectures, cells)
+    ]
+    narrow = {name: value for name, value in base.items() if name != "sae.n_latents"}
+    return runs + [{**narrow, "architecture": "topk", "constraint": c, "seed": seeds[0]} for c in DICTIONARIES]
 
 
 @torch.no_grad()
@@ -57,10 +73,8 @@ def compare_variants(variants: Sequence[Variant], at_hand: Examiner, rows: int =
             values |= at_hand.bounds.values(at_hand.text.spliced(variant.sae))
         found += variant.rows(values)
     first = variants[0].run
-    same = {"key": first.source.key(), "source": first.source.name, "architecture": "", "init": "", "settings": ""}
-    same |= {"seed": first.training.seed, "step": first.training.steps, "seconds": 0.0}
-    for name, values in at_hand.references().items():
-        found += [{**same, "constraint": name, "metric": m, "value": v} for m, v in values.items()]
+    where = at_hand.source.device
+    found += ledger.references(first.source, at_hand.references(), where, first.training.seed, first.training.steps)
     return pd.DataFrame(found, columns=pd.Index(ledger.COLUMNS))
 
 
@@ -89,7 +103,7 @@ def continuations(text: language.HeldOutText, prompts: Sequence[str], saes: Mapp
     """What the model says after each prompt, and what it says with the residual stream replaced: a row per prompt.
 
     Each column holds the likeliest next token and its probability: of the model, with each SAE's reconstruction in
-    place, and with the mean.
+    place, and with the mean. Massive rows stay as they are.
     """
     model, mean = text.model, text.mean
     replaced: dict[str, Any] = {"the model itself": lambda rows: rows}
@@ -99,7 +113,7 @@ def continuations(text: language.HeldOutText, prompts: Sequence[str], saes: Mapp
         tokens = model.tokenize([prompt], model.context)
         told[prompt] = {}
         for name, replace in replaced.items():
-            chances = model.logits_with(tokens, text.layer, replace)[0, -1].float().softmax(0)
+            chances = model.logits_with(tokens, text.layer, text.usual(replace))[0, -1].float().softmax(0)
             word = model.tokenizer.decode([int(chances.argmax())]).strip()
             told[prompt][name] = f"{word} ({float(chances.max()):.2f})"
     return pd.DataFrame.from_dict(told, orient="index")

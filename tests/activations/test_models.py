@@ -112,6 +112,41 @@ def test_gradients_reach_what_replaces_and_not_the_model(llama):
     assert not llama.logits_with(tokens, 0, lambda rows: rows).requires_grad
 
 
+@pytest.mark.parametrize("family", DECODERS)
+def test_running_on_from_a_block_is_replacing_what_leaves_it(tiny, family):
+    model = load(str(tiny(family)))
+    tokens = model.tokenize(TEXTS, 20)
+    stream = model.residual(tokens, 1)
+    stream[0, 3] *= -1
+    keep = torch.zeros_like(tokens.keep)
+    keep[0, 3] = True
+    wanted = model.logits_with(dataclasses.replace(tokens, keep=keep), 1, torch.neg)
+    found = model.logits_from(tokens, 1, stream, tokens.attention)
+    torch.testing.assert_close(found, wanted[tokens.attention], atol=1e-5, rtol=1e-5)
+    assert torch.equal(model.residual(tokens, 1)[0, 3], -stream[0, 3])
+    assert model.logits(tokens).shape == wanted.shape
+    assert (wanted - model.logits(tokens))[0, 3:7].abs().amax(-1).min() > 1e-4
+
+
+def test_running_on_from_a_block_runs_no_earlier_one_and_gives_gradients(llama):
+    ran = []
+    handles = [
+        block.mlp.register_forward_pre_hook(lambda *_, i=i: ran.append(i)) for i, block in enumerate(llama.blocks)
+    ]
+    tokens = llama.tokenize(TEXTS, 20)
+    stream = torch.randn(*tokens.ids.shape, 32, requires_grad=True)
+    last = torch.zeros_like(tokens.keep)
+    last[:, 2] = True
+    llama.logits_from(tokens, 1, stream, last).square().sum().backward()
+    for handle in handles:
+        handle.remove()
+    assert ran == [2] and stream.grad is not None
+    moved = stream.grad.abs().amax(-1)
+    assert (moved[:, :3] > 0).all() and not moved[:, 3:].any()
+    with pytest.raises(ModelError, match=r"layer=3 must lie between 0 and 2"):
+        llama.logits_from(tokens, 3, stream, last)
+
+
 def test_half_precision_hands_out_float32(tiny):
     model = load(str(tiny("llama")), dtype=torch.bfloat16)
     tokens = model.tokenize(TEXTS, 20)

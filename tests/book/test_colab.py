@@ -55,6 +55,6 @@ def test_in_colab_the_book_is_cloned_where_it_is_not_and_installed_in_place(run)
     asked = run(colab=True, installed=False)
     assert [line.split()[0] for line in asked] == ["test", "pip"]
     assert asked[0].startswith("test -d {clone} || git clone ") and asked[1].endswith(
-        "install --quiet --editable {clone}"
+        "install --quiet --editable {clone}[models]"
     )
     assert sys.path[-1] == CLONE

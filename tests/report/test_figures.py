@@ -11,6 +11,7 @@ import torch
 
 from saecore import spec
 from saecore.metrics.detection import Detection
+from saecore.metrics.geometry import log10_cap_bound, log10_cap_probability
 from saecore.report import compare, figures, ledger, names, paper
 from saecore.sources.synthetic import Superposition
 
@@ -177,6 +178,17 @@ def test_every_figure_has_labels_and_alt_text_and_none_stays_open(every):
         assert named, f"{name} does not say what its y axis shows"
     if "matplotlib.pyplot" in sys.modules:
         assert not sys.modules["matplotlib.pyplot"].get_fignums()
+
+
+def test_the_exact_curve_is_in_sight_at_tau(every):
+    ax = every["bound_figure"].axes[0]
+    assert ax.get_xlabel() == "cosine to a given direction"
+    assert ax.get_ylim()[0] < log10_cap_probability(128, 0.8) < log10_cap_bound(128, 0.8)
+
+
+def test_the_datas_line_lies_under_the_cov_line_and_is_wider(every):
+    data, cov, _ = every["principal_figure"].axes[0].lines
+    assert data.get_label() == "data" and data.get_linewidth() > 2 * cov.get_linewidth()
 
 
 def test_shares_are_shown_as_percentages(every):

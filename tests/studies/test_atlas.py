@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -121,7 +122,7 @@ def test_another_recipe_starts_anew(monkeypatch, tmp_path, tokenizer, caplog):
 
 def test_training_names_its_extra(monkeypatch):
     monkeypatch.setattr(tokens.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(atlas.AtlasError, match=r"pip install 'saecore\[models\]'"):
+    with pytest.raises(atlas.AtlasError, match=r"clone of the repository run: pip install -e '\.\[models\]'"):
         train.train(SMALL)
 
 
@@ -247,3 +248,35 @@ def test_the_command_line_builds_the_facts(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(build, "build", lambda: tmp_path / "facts.csv")
     assert cli.main(["atlas", "build"]) == 0
     assert "facts.csv" in capsys.readouterr().out
+
+
+class Folder:
+    """What a model or tokenizer saves of itself."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def save_pretrained(self, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "model").write_text(self.text)
+
+
+@pytest.mark.parametrize("killed_at", [1, 2])
+def test_a_model_is_never_gone_whenever_its_writer_is_killed(tmp_path, monkeypatch, killed_at):
+    made, rename, calls = tmp_path / "model", Path.rename, []
+    train._replace(made, [Folder("old")])
+
+    def killed(path, target):
+        calls.append(path)
+        if len(calls) == killed_at:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train._replace(made, [Folder("new")])
+    assert {path.read_text() for path in tmp_path.glob("*/model")} == {"old", "new"}
+    train._replace(made, [Folder("newer")])
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (made / "model").read_text() == "newer"

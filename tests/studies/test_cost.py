@@ -1,5 +1,8 @@
 """What a run takes, against numbers worked out by hand."""
 
+import dataclasses
+import math
+
 import pytest
 
 from saecore.studies import cost
@@ -31,6 +34,22 @@ def test_as_many_saes_as_fit_beside_the_model():
     for fit, room in ((0, -0.1), (2, 2.1 * one), (3, 3.1 * one)):
         card = cost.Card("by hand", (taken + room) / cost.ROOM, 10)
         assert cost.at_once(GEMMA, card, 2048) == fit
+
+
+def test_logits_of_the_model_and_of_the_spliced_one():
+    """4096 predictions twice in the model's dtype, and five times 1024 in float32, of 256,000 tokens."""
+    gemma = dataclasses.replace(GEMMA, vocabulary=256_000)
+    assert cost.logits_gib(gemma, cost.A10) == pytest.approx(256_000 * (2 * 4096 * 2 + 5 * 1024 * 4) / 2**30)
+    assert cost.logits_gib(gemma, cost.T4) == pytest.approx(256_000 * (2 * 4096 * 4 + 5 * 1024 * 4) / 2**30)
+    assert math.isnan(cost.logits_gib(GEMMA, cost.A10))
+
+
+def test_what_is_larger_of_codes_and_logits_takes_room_from_the_saes():
+    gemma, one = dataclasses.replace(GEMMA, vocabulary=256_000), cost.sae_gib(GEMMA)
+    logits = cost.logits_gib(gemma, cost.A10)
+    assert cost.codes_gib(gemma, 2048) < logits < cost.codes_gib(gemma, 16_384)
+    card = cost.Card("by hand", (cost.model_gib(gemma, cost.A10) + logits + 1.1 * one) / cost.ROOM, 10)
+    assert cost.at_once(gemma, card, 2048) == 1 and cost.at_once(gemma, card, 16_384) == 0
 
 
 def test_a_line_for_each_plan():

@@ -1,10 +1,12 @@
 """A tiny random Llama reads atlas: what is measured on its SAEs, and what a sweep and a live run record of them."""
 
+import io
+import shutil
+import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 
 pytest.importorskip("transformers")
 
@@ -25,26 +27,8 @@ ROWS = 1500
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder as transformers writes it, with byte-level BPE learnt from atlas."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("world") / "tiny"
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=600, special_tokens=["<s>"], show_progress=False, initial_alphabet=bpe.pre_tokenizer.alphabet()
-    )
-    bpe.train_from_iterator((atlas.document("train", i).text for i in range(100)), trainer)
-    PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>").save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=bpe.get_vocab_size(), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=512, bos_token_id=0, eos_token_id=0, initializer_range=0.3,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+def model(tiny_llama: Path) -> Path:
+    return tiny_llama
 
 
 @pytest.fixture
@@ -166,6 +150,69 @@ def test_a_sweep_records_curves_ends_floors_and_ceilings_once(places, model, cap
     assert ledger.path("tiny").read_bytes() == before
     assert cli.main(["run", str(path), "--plan"]) == 0
     assert capsys.readouterr().out.count(" recorded ") == len(runs) == 7
+
+
+def test_a_streamed_sweep_records_the_same_metrics_and_keeps_no_activations(places, model, capsys, monkeypatch):
+    monkeypatch.setattr(sweep, "examiner", partial(examiner, tokens=2000, documents=100))
+    path = places / "tiny.yml"
+    few = SWEEP.replace("[free, frozen_decoder], constraint.init: [iso, cov]", "free")
+    path.write_text(few.format(model=model))
+    metrics = []
+    for arguments in ([], ["--stream"]):
+        shutil.rmtree(places / "results", ignore_errors=True)
+        assert cli.main(["run", str(path), *arguments]) == 0
+        assert capsys.readouterr().err.count("rows/s") == 0  # no bar where stderr is no terminal
+        metrics.append(ledger.read("tiny").pivot(index=["key", "step", "constraint"], columns="metric", values="value"))
+        assert (places / "cache" / "activations").exists() == (not arguments)
+        shutil.rmtree(places / "cache")
+    stored, streamed = metrics
+    assert streamed.notna().equals(stored.notna())
+    for constraint in ("untrained", "pca", "mean_ablation"):  # what trained saw its rows in another order
+        wanted, found = (frame.xs(constraint, level="constraint")["kl"].dropna() for frame in metrics)
+        assert found.tolist() == pytest.approx(wanted.tolist(), rel=1e-3)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_harvest_is_shown_on_a_terminal(places, model, monkeypatch):
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(sweep, "BAR_DELAY", 0)
+    sweep._opened(spec(model), "cpu", stream=False)
+    assert "tiny.0: 100%" in screen.getvalue() and "1.65k/1.65k" in screen.getvalue()
+
+
+MIXED = """
+experiment: tiny
+defaults: {{training.steps: 5, training.batch_size: 64, sae.l0: 2, seed: 0, architecture: topk}}
+blocks:
+  - {{source.model: {missing}, source.layer: 0, source.dataset: atlas, source.d_model: 16,
+      constraint: [free, untrained], sae.n_latents: [32, 64]}}
+  - {{source.model: {model}, source.layer: 0, source.dataset: {missing}.txt, source.d_model: 16}}
+  - {{source.n_features: 24, source.d_model: 8, source.expected_l0: 2}}
+"""
+
+
+def test_a_source_that_cannot_be_opened_keeps_no_other_from_its_runs(places, model, capsys, monkeypatch):
+    opened = []
+    monkeypatch.setattr(
+        sweep, "open_source", lambda spec, *a, **k: (opened.append(spec), open_source(spec, *a, **k))[1]
+    )
+    path = places / "tiny.yml"
+    path.write_text(MIXED.format(model=model, missing=places / "missing"))
+    assert cli.main(["run", str(path)]) == cli.FAILED
+    experiment, groups = sweep.load(path)
+    *lost, synthetic = [run for group in groups for run in group]
+    assert ledger.finished(experiment) == {synthetic.key()}
+    assert len(opened) == 3, "each source is tried once"
+    last = capsys.readouterr().err.split("saecore: ")[-1]
+    assert last.startswith("tiny: 5 of 6 runs are not recorded\n")
+    first, second = last.splitlines()[1:]
+    assert all(run.key() in first for run in lost[:-1]) and "missing' is no folder" in first
+    assert lost[-1].key() in second and "missing.txt' is no file" in second
 
 
 def test_a_live_run_takes_activations(places, model):

@@ -1,5 +1,6 @@
 """A tiny random Llama reads atlas: the baselines move what they may, and are measured between floor and ceiling."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -15,35 +16,17 @@ from saecore import paths, sweep
 from saecore.activations import open_source
 from saecore.metrics.geometry import cosine_to_start
 from saecore.report import ledger
+from saecore.studies.examine import examiner
 from saecore.studies.live import train_variants
 
 PLAN = ("free", "soft_frozen_decoder", "frozen_decoder", "frozen_encoder", "both_frozen", "untrained")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    place = tmp_path_factory.mktemp("world") / "tiny"
-    vocabulary = {"<s>": 0} | {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()), 1)}
-    bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>").save_pretrained(place)
-    config = LlamaConfig(
-        vocab_size=len(vocabulary), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=512, bos_token_id=0, eos_token_id=0, initializer_range=0.3,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(place)
-    return place
-
-
-@pytest.fixture(scope="module")
-def source(folder, tmp_path_factory):
+def source(tiny_llama, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(paths.CACHE, str(tmp_path_factory.mktemp("cache")))
-        yield open_source(frozen.activation_spec(str(folder), 0, "atlas", 4000))
+        yield open_source(frozen.activation_spec(str(tiny_llama), 0, "atlas", 4000))
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +69,23 @@ def test_what_is_told_of_a_row_is_its_latents(variants, source):
 
 
 def test_variants_are_measured_between_floor_and_ceiling(variants, source):
-    found = frozen.compare_variants(variants, frozen.language_examiner(source, 500), 400)
+    found = frozen.compare_variants(variants, examiner(source, 500, documents=0), 400)
     assert tuple(found.columns) == ledger.COLUMNS
     ev, loss = (_values(found, metric) for metric in ("explained_variance", "kl"))
     assert set(ev) == set(PLAN) and ev["free"] > ev["frozen_decoder"] > ev["untrained"]
     assert loss["model"] == pytest.approx(0, abs=1e-6) and loss["mean_ablation"] > 0
     assert set(loss) == {*PLAN, "model", "mean_ablation", "zero_ablation"}
+
+
+def test_massive_rows_stay_as_they_are_in_what_the_model_says(variants, source):
+    text = examiner(source, 500, documents=0).text
+    assert text is not None
+    saes = {"free": variants[0].sae}
+    told = frozen.continuations(text, ["Lima is a city in"], saes).loc["Lima is a city in"]
+    assert told["the model itself"] != told["mean ablation"]
+    every_row_massive = dataclasses.replace(text, norm_limit=0.0)
+    told = frozen.continuations(every_row_massive, ["Lima is a city in"], saes)
+    assert told.nunique(axis=1).tolist() == [1]
 
 
 def test_cov_follows_the_data_and_iso_does_not():
@@ -107,3 +101,12 @@ def test_cov_follows_the_data_and_iso_does_not():
 @pytest.mark.parametrize(("values", "dimensions"), [((1, 1, 1, 1), 4), ((1, 0, 0, 0), 1), ((3, 1, 0, 0), 1.6)])
 def test_effective_dimensions_count_equal_components(values, dimensions):
     assert math.isclose(frozen.effective_dimensions(torch.diag(torch.tensor(values).float())), dimensions)
+
+
+def test_the_grid_is_that_of_the_recorded_sweep():
+    _, groups = sweep.load(sweep.find("reconstruction"))
+    base = {"training.steps": 2500, "sae.l0": 9, "sae.n_latents": 4096, "source.d_model": 128}
+    base |= {"source.model": "atlas", "source.layer": 1, "source.dataset": "atlas"}
+    found = {sweep.make(f).key() for f in frozen.grid(base, ("batch_topk", "topk", "jump_relu", "relu"), (0, 1, 2))}
+    recorded = [run for group in groups for run in group if run.source.name == "atlas.1" and run.sae.l0 == 9]
+    assert found == {run.key() for run in recorded} and len(found) == len(recorded)

