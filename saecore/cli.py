@@ -16,6 +16,8 @@ Subparsers = Any
 
 FAILED = 1
 REFUSED = 2
+NAMED = 5
+"""Runs that a message names before it counts the rest."""
 
 
 def add_chapters(subparsers: Subparsers) -> None:
@@ -278,7 +280,9 @@ def report(experiment: str, reasons: Mapping[str, str], runs: int) -> int:
     if reasons:
         lines = [f"{experiment}: {len(reasons)} of {runs} runs are not recorded"]
         for reason in dict.fromkeys(reasons.values()):
-            lines.append(f"  {' '.join(key for key in reasons if reasons[key] == reason)}: {reason}")
+            keys = [key for key in reasons if reasons[key] == reason]
+            more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
+            lines.append(f"  {' '.join(keys[:NAMED])}{more}: {reason}")
         return complain("\n".join(lines), FAILED)
     print(f"{experiment}: {runs} runs recorded")
     return 0

@@ -87,6 +87,11 @@ class Reading:
                 found[f"autointerp_accuracy{name}"] = float(told.mean())
                 found[f"autointerp_std{name}"] = float(told.std())
                 found[f"autointerp_share_90{name}"] = float((told >= GOOD - 1e-9).mean())
+        told = both[~np.isnan(both[:, 0]), 0]
+        if len(told):
+            place = np.minimum((told * BINS + 1e-9).astype(int), BINS - 1)  # an edge belongs to the part above it
+            shares = np.bincount(place, minlength=BINS) / len(told)
+            found |= {f"autointerp_bin_{i}": float(share) for i, share in enumerate(shares)}
         if self.judged:
             found["autointerp_same_token"] = float(np.mean([j.trial.same_token for j in self.judged]))
         return found
@@ -233,7 +238,7 @@ class Readings:
             name.replace("autointerp", f"autointerp_{reader.spread}", 1): value
             for reader in others
             for name, value in reader.measure(sae).items()
-            if "accuracy" in name
+            if "accuracy" in name or "std" in name
         }
 
     def references(self) -> dict[str, dict[str, float]]:
