@@ -37,6 +37,9 @@ REFERENCES = {
     "dense_probe": "dense probe",
     "labels": "the labels themselves",
     "random_tokens": "random tokens",
+    "no_edit": "no edit",
+    "swap_all": "everything swapped",
+    "mdas": "MDAS",
 }
 """Floors and ceilings without an SAE, recorded in the place of a constraint."""
 SOURCES = {"constant": "constant probability", "variable": "variable probability"}
@@ -66,6 +69,9 @@ METRICS = {
     "autointerp_accuracy": "interpretability (accuracy)",
     "autointerp_accuracy_hard": "interpretability, hard negatives",
     "autointerp_ranks_accuracy": "interpretability, strengths by rank",
+    "autointerp_ranks_accuracy_hard": "interpretability, by rank, hard negatives",
+    "autointerp_live": "live latents",
+    "autointerp_left_out": "left out",
     "autointerp_share_90": "latents told with 90 % or more",
     "sparse_probing_top1": "sparse probing, one latent",
     "probing_top1": "sparse probing, one latent",
@@ -76,6 +82,12 @@ METRICS = {
     "editing_cause": "causal editing, Cause",
     "editing_isolation": "causal editing, Isolation",
     "editing_disentanglement": "causal editing, disentanglement",
+    "editing_disentanglement_capital": "disentanglement, capital",
+    "editing_disentanglement_continent": "disentanglement, continent",
+    "editing_disentanglement_with_error": "disentanglement, error kept",
+    "editing_disentanglement_random": "disentanglement, random mask",
+    "editing_mask_size": "latents in the mask",
+    "editing_share": "share of floor to MDAS",
 }
 SHARES = ("fraction_recovered", "recovered_bin", "dead_share")
 """Metrics that print as percentages."""

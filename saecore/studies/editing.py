@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -27,6 +28,8 @@ from saecore.spec import ActivationSpec
 from saecore.studies.facts import BATCH, EditingError, Pairs, Pool, Speaker
 
 EXPERIMENT = "causal_editing"
+METRIC = "editing_disentanglement"
+FLOORS = ("no_edit", "swap_all")
 PROMPTS = {"train": 500, "test": 250}
 """Prompts asked for each attribute; pairs are drawn from those that the model knows."""
 PAIRS = {"train": 800, "test": 256}
@@ -56,11 +59,13 @@ class Editor:
     """A model and the edits to be made in it: made once per source, used for every SAE on it.
 
     ``rows``: the residual stream at the entity of each prompt of the pool, in the model's own units. ``tasks``: pairs
-    by attribute, then by split. ``principal``: the data's principal components, as rows.
+    by attribute, then by split. ``principal``: the data's principal components, as rows. ``entities``: whose name
+    stands in each prompt.
     """
 
     speaker: Speaker
     rows: Float[Tensor, "prompts d_model"]
+    entities: tuple[str, ...]
     tasks: Mapping[str, Mapping[str, Pairs]]
     principal: Float[Tensor, "d_model d_model"]
     counts: Mapping[str, float]
@@ -81,9 +86,41 @@ class Editor:
     def references(self) -> dict[str, dict[str, float]]:
         """Floors and ceilings without an SAE, by their names in the ledger; what the model knew, under ``model``."""
         spaces = {"neurons": self._neurons, "pca": editing.rotated(self.rows, self.principal)}
-        found = self._floors | {"mdas": self._mdas}
+        found = self.floors | {"mdas": self._mdas}
         found |= {name: _values(self.outcomes(self._masks(space))) for name, space in spaces.items()}
         return {name: self._with_share(values) for name, values in found.items()} | {"model": dict(self.counts)}
+
+    @cached_property
+    def floors(self) -> dict[str, dict[str, float]]:
+        """What a mask that does nothing reaches, and one that swaps everything, without an SAE."""
+        found = {}
+        for name in FLOORS:
+            mask = torch.full((self.rows.shape[1],), name == "swap_all", device=self.rows.device)
+            results = [Outcome(a, int(mask.sum()), self.score(a, self._neurons, mask)) for a in self.tasks]
+            found[name] = _values({"": results})
+        return found
+
+    def told(self, saes: Mapping[str, SAE], attribute: str, n: int = 3) -> pd.DataFrame:
+        """What the model says of the first ``n`` test pairs for Cause and as many for Isolation, a row each.
+
+        Columns: the prompt, the entity that the edit is taken from, what should be said, what the model says by itself,
+        with the source's whole residual stream in place, and with that attribute's mask over each SAE's latents.
+        """
+        pairs, every = self.tasks[attribute]["test"], self._neurons
+        edits = {"everything swapped": (every, torch.ones(every.codes.shape[1]).to(every.codes))}
+        for name, sae in saes.items():
+            space = editing.latents(sae, self.rows)
+            edits[name] = (space, self._mask(attribute, space).to(space.codes))
+        rows = []
+        for which in torch.cat([pairs.cause.nonzero()[:n], (~pairs.cause).nonzero()[:n]]):
+            asked = pairs.sequences.of(pairs.row[which])
+            base, source = pairs.base[which], pairs.source[which]
+            prompt, wanted = self.speaker.texts(asked)
+            put = {name: space.edited(base, source, mask) for name, (space, mask) in edits.items()}
+            put = {"the model itself": self.rows[base], **put}
+            said = {name: self.speaker.goes_on(asked, row) for name, row in put.items()}
+            rows.append({"prompt": prompt, "source": self.entities[int(source)], "should say": wanted, **said})
+        return pd.DataFrame(rows)
 
     def outcomes(self, fitted: Iterator[Fitted]) -> dict[str, list[Outcome]]:
         """By the endings of :meth:`measure`: what masks did, and what they are compared with, for each attribute."""
@@ -125,9 +162,12 @@ class Editor:
     def _masks(self, space: Coordinates) -> Iterator[Fitted]:
         """A mask for each attribute, all in the same coordinates."""
         for attribute in self.tasks:
-            mask = Mask(space)
-            self.fit(attribute, mask)
-            yield attribute, space, mask.chosen()
+            yield attribute, space, self._mask(attribute, space)
+
+    def _mask(self, attribute: str, space: Coordinates) -> Bool[Tensor, "coordinates"]:
+        mask = Mask(space)
+        self.fit(attribute, mask)
+        return mask.chosen()
 
     def _subspaces(self) -> Iterator[Fitted]:
         """A mask for each attribute, in coordinates learned with it."""
@@ -141,22 +181,12 @@ class Editor:
         return editing.rotated(self.rows, torch.eye(self.rows.shape[1]).to(self.rows))
 
     @cached_property
-    def _floors(self) -> dict[str, dict[str, float]]:
-        found = {}
-        for name in ("no_edit", "swap_all"):
-            mask = torch.full((self.rows.shape[1],), name == "swap_all", device=self.rows.device)
-            results = [Outcome(a, int(mask.sum()), self.score(a, self._neurons, mask)) for a in self.tasks]
-            found[name] = _values({"": results})
-        return found
-
-    @cached_property
     def _mdas(self) -> dict[str, float]:
         return _values(self.outcomes(self._subspaces()))
 
     def _with_share(self, values: dict[str, float]) -> dict[str, float]:
-        name = "editing_disentanglement"
-        floor = max(found[name] for found in self._floors.values())
-        share = editing.share(values[name], floor, self._mdas[name])
+        floor = max(found[METRIC] for found in self.floors.values())
+        share = editing.share(values[METRIC], floor, self._mdas[METRIC])
         return values if share is None else values | {"editing_share": share}
 
 
@@ -231,8 +261,9 @@ def prepare(
     pool = Pool.of(speaker, data, prompts, held_out, rng)
     tasks = {a: {split: pool.pairs(a, split, pairs[split], rng) for split in SPLITS} for a in pool.attributes}
     counts = pool.counts() | {"editing_test_pairs": float(sum(len(task["test"].base) for task in tasks.values()))}
-    rows = pool.sequences.rows
-    return Editor(speaker, rows, tasks, components(source.covariance())[: spec.d_model].to(rows), counts, seed)
+    rows, entities = pool.sequences.rows, tuple(prompt.entity.name for prompt in pool.prompts)
+    principal = components(source.covariance())[: spec.d_model].to(rows)
+    return Editor(speaker, rows, entities, tasks, principal, counts, seed)
 
 
 def _chosen(data: Entities, attributes: Sequence[str] | None) -> Entities:

@@ -11,6 +11,7 @@ the same token are left out: a mask is trained on first tokens, and SAEBench wou
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -27,6 +28,8 @@ BATCH = 128
 """Prompts that the model sees at once."""
 CONTEXT = 64
 """Tokens that a prompt with its answer may have at least, where the model has room for them."""
+ANSWER = 8
+"""Tokens of a continuation that is shown, at most."""
 SPACE_MARKS = "ĠĊĉč▁"
 """How tokenizers write white space at a token's start."""
 
@@ -148,6 +151,32 @@ class Speaker:
         good = torch.where(last, ~self.continuing[chosen], chosen == asked.tokens.ids.roll(-1, 1)[at])
         wrong = torch.zeros(len(asked.start), device=chosen.device)
         return wrong.index_add(0, at.nonzero()[:, 0], (~good).float()) == 0
+
+    @torch.no_grad()
+    def goes_on(self, asked: Sequences, rows: Float[Tensor, "1 d_model"]) -> str:
+        """What the model says after one prompt with ``rows`` at its entity: greedy, up to a full stop or a line's end.
+
+        At most ``ANSWER`` tokens; those of the answer that the sequence holds play no part.
+        """
+        start = int(asked.start)
+        ids = asked.tokens.ids[:, : start + 1]
+        for _ in range(ANSWER):
+            tokens = self.model.from_ids(ids)
+            stream = self.model.residual(tokens, self.layer).clone()
+            stream[0, int(asked.place)] = rows[0].to(stream)
+            last = torch.zeros_like(tokens.attention)
+            last[0, -1] = True
+            chosen = self.model.logits_from(tokens, self.layer, stream, last).argmax(1)
+            ids = torch.cat([ids, chosen[None].to(ids)], 1)
+        said = self.model.tokenizer.decode(ids[0, start + 1 :], skip_special_tokens=True)
+        return re.split(r"[.,;!?\n]", said.lstrip())[0].strip()
+
+    def texts(self, asked: Sequences) -> tuple[str, str]:
+        """The one prompt and its answer."""
+        start, stop = int(asked.start), int(asked.stop)
+        ids, decode = asked.tokens.ids[0].tolist(), self.model.tokenizer.decode
+        answer = decode(ids[start + 1 : stop + 1], skip_special_tokens=True)
+        return decode(ids[: start + 1], skip_special_tokens=True).strip(), answer.strip()
 
     def short_names(self, data: Entities, most: int) -> Entities:
         """The entities whose names have at most so many tokens within a sentence. Raises EditingError without two."""

@@ -20,7 +20,7 @@ from scipy import sparse
 from torch import Tensor
 
 from saecore.activations import models
-from saecore.judges import Judge, Oracle, Plan
+from saecore.judges import Endpoint, Judge, LanguageJudge, Oracle, Plan
 from saecore.judges.base import ask
 from saecore.metrics.autointerp import LATENTS, LEAST, SPREADS, WIDTH, Chosen, Judged, Text, choose, trial
 from saecore.metrics.evaluate import BATCH
@@ -233,21 +233,28 @@ class Readings:
     readers: tuple[Reader, ...]
 
     def measure(self, sae: SAE) -> dict[str, float]:
-        first, *others = self.readers
-        return first.measure(sae) | {
+        return self._named([reader.measure(sae) for reader in self.readers])
+
+    def references(self) -> dict[str, dict[str, float]]:
+        found = [reader.references() for reader in self.readers]
+        return {name: self._named([values[name] for values in found]) for name in found[0]}
+
+    def _named(self, found: Sequence[dict[str, float]]) -> dict[str, float]:
+        return found[0] | {
             name.replace("autointerp", f"autointerp_{reader.spread}", 1): value
-            for reader in others
-            for name, value in reader.measure(sae).items()
+            for reader, values in zip(self.readers[1:], found[1:], strict=True)
+            for name, value in values.items()
             if "accuracy" in name or "std" in name
         }
 
-    def references(self) -> dict[str, dict[str, float]]:
-        return self.readers[0].references()
-
 
 def prepare_both(source: Source) -> Readings:
-    """Both ways to vary the strength of test sequences, read by the oracle. Raises as :func:`prepare`."""
-    reader = prepare(source)
+    """Both ways to vary the strength of test sequences. The oracle reads atlas, the endpoint in the environment others.
+
+    Raises as :func:`prepare`, and EndpointError where no endpoint is set.
+    """
+    others = isinstance(source.spec, ActivationSpec) and source.spec.dataset != "atlas"
+    reader = prepare(source, LanguageJudge(Endpoint.from_environment()) if others else None)
     return Readings(tuple(replace(reader, spread=spread) for spread in SPREADS))
 
 

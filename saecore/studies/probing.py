@@ -8,9 +8,11 @@ untrained SAE tells 94 % of them; 16 tokens ask more of it (76 %).
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -25,15 +27,21 @@ from saecore.activations.rows import call_positions
 from saecore.metrics import probing
 from saecore.metrics.evaluate import BATCH
 from saecore.metrics.probing import Binary
+from saecore.report import inference, ledger, names
 from saecore.saes.base import SAE
 from saecore.sources.base import Source
-from saecore.sources.probing import Examples, LabelledSet, atlas_sets
-from saecore.spec import ActivationSpec, require
+from saecore.sources.probing import Examples, LabelledSet, atlas_sets, hub_sets
+from saecore.spec import DICTIONARIES, ActivationSpec, one_of, require
 
 EXPERIMENT = "sparse_probing"
 SHORT_TEXTS = 200, 200
 """Texts of a class for training and for the test, where texts are short."""
 SHORT_CONTEXT = 16
+HUB_CONTEXT = 128
+"""SAEBench's tokens of a text."""
+CONTROLS = ("neurons", "pca", "dense_probe")
+"""References that a trained SAE is held against."""
+MARGIN = inference.margin("probing_top1")
 log = logging.getLogger(__name__)
 
 
@@ -73,6 +81,18 @@ class Prober:
         """Test accuracy of every task: columns family, set, task, k, accuracy. Raises ValueError as encode does."""
         codes = self.codes(sae)
         return self._table(lambda task: probing.sparse_accuracies(codes, task, self.ks))
+
+    def best(self, sae: SAE, task: str) -> pd.DataFrame:
+        """The test texts of a task: the mean ``activation`` of its best ``latent``, and whether the class ``holds``.
+
+        Raises SpecError for an unknown task, ValueError as encode does.
+        """
+        one_of("task", task, tuple(asked.task for asked in self.asked))
+        binary = next(asked.binary for asked in self.asked if asked.task == task)
+        codes = self.codes(sae)
+        latent = int(probing.best_latents(codes, binary, 1)[0])
+        means = codes[binary.test][:, [latent]].toarray()[:, 0]
+        return pd.DataFrame({"latent": latent, "activation": means, "holds": binary.test_labels == 1})
 
     @torch.no_grad()
     def codes(self, sae: SAE) -> sparse.csr_array:
@@ -174,10 +194,52 @@ class Readings:
 def prepare_both(source: Source) -> Readings:
     """atlas' own sets read twice: whole documents (``probing``), and their first 16 tokens (``probing_short``).
 
-    Whole documents are near the ceiling; the short reading tells variants apart. Raises as :func:`prepare`.
+    Whole documents are near the ceiling; the short reading tells variants apart. Sources on other text are read once,
+    on SAEBench's eight sets from the hub. Raises as :func:`prepare` and hub_sets.
     """
+    spec = source.spec
+    if isinstance(spec, ActivationSpec) and spec.dataset != "atlas":
+        return Readings((prepare(source, hub_sets(), context=min(HUB_CONTEXT, spec.context)),))
     short = prepare(source, atlas_sets(*SHORT_TEXTS), context=SHORT_CONTEXT, name="probing_short")
     return Readings((prepare(source), short))
+
+
+def compared(
+    frame: pd.DataFrame, references: pd.DataFrame, rng: np.random.Generator, name: str = "probing"
+) -> pd.DataFrame:
+    """The trained SAE (``free``, ``iso``) minus everything else, with one latent, over families and seeds.
+
+    ``frame``: rows of one source and architecture, and of the dictionaries on it; ``references``: of its ``CONTROLS``,
+    whose ``raw`` is true. A row each: ``value``; ``difference``, ``low``, ``high`` over ``seeds``; ``detectable``, the
+    smallest true difference that 80 % of such runs find, NaN for one seed; ``gained``, how much of what training adds
+    to an untrained SAE the other has, NaN where that is not above zero; and the ``verdict`` by the margin of one
+    latent. Values are means over families, not over sets, of which a family may have two. What shares no seed with the
+    trained and the untrained SAE is left out. Raises LedgerError without these two, InferenceError as scores does.
+    """
+    families = sorted(metric for metric in set(frame["metric"]) if metric.startswith(f"{name}_top1_"))
+    always = [ledger.select(frame, constraint=c, init="iso") for c in ("free", "untrained")]
+    shared = set(always[0]["seed"]) & set(always[1]["seed"])
+    every = pd.concat([frame, references.loc[references["constraint"].isin(CONTROLS)]])
+    rows = []
+    for key, part in every.groupby(["constraint", "init", "architecture"]):
+        constraint, init, architecture = cast(tuple[str, str, str], key)
+        seedless = architecture == "" or constraint in DICTIONARIES
+        if (constraint, init) == ("free", "iso") or not (seedless or shared & set(part["seed"])):
+            continue
+        trained, untrained, *rest = inference.scores([*always, *([] if seedless else [part])], families)
+        other = inference.scores([part], families)[0][0] if seedless else rest[0]
+        gap, ability = (inference.difference(trained, side, paired=True, rng=rng) for side in (other, untrained))
+        least = inference.detectable(inference.noise(trained, other, paired=True)) if gap.seeds > 1 else math.nan
+        said = {"constraint": constraint, "init": init, "raw": architecture == "", "value": float(np.mean(other))}
+        said |= {"difference": gap.value, "low": gap.low, "high": gap.high, "seeds": gap.seeds, "detectable": least}
+        gained = 1 - gap.value / ability.value if ability.low > 0 else math.nan
+        rows.append({**said, "gained": gained, "verdict": inference.verdict(gap, MARGIN, ability)})
+    order = names.ordered(every["constraint"])
+    return pd.DataFrame(rows).sort_values(
+        ["raw", "constraint", "init"],
+        ascending=[True, True, False],
+        key=lambda column: column.map(order.index) if column.name == "constraint" else column,
+    )
 
 
 def _places(part: Examples, places: dict[str, int]) -> Int[np.ndarray, "texts"]:

@@ -109,7 +109,7 @@ def test_a_share_is_read_between_the_better_floor_and_mdas(editor):
     scores = {name: {"editing_disentanglement": value} for name, value in told.items()}
     made = replace(editor)
     floors = {name: scores[name] for name in ("no_edit", "swap_all")}
-    vars(made).update(_floors=floors, _mdas=scores["mdas"])  # where cached_property keeps them
+    vars(made).update(floors=floors, _mdas=scores["mdas"])  # where cached_property keeps them
     assert made._with_share({"editing_disentanglement": 0.55})["editing_share"] == pytest.approx(0.25)
     vars(made).update(_mdas=scores["no_edit"])
     assert made._with_share({"editing_disentanglement": 0.55}) == {"editing_disentanglement": 0.55}
@@ -143,6 +143,24 @@ def test_only_the_mask_is_trained(editor, sae):
     editor.fit("country", mask)
     assert mask.logits.abs().max() > 0
     assert all(torch.equal(a, b) and a.grad is None for a, b in zip(weights, before, strict=True))
+
+
+def test_what_is_said_is_what_is_scored(editor, sae):
+    """A row is as the score has it: what should be said is said where the edit is right, and only there."""
+    pairs = editor.tasks["country"]["test"]
+    told = editor.told({"half": sae}, "country", n=6)
+    which = torch.cat([pairs.cause.nonzero()[:6, 0], (~pairs.cause).nonzero()[:6, 0]])
+    every = rotated(editor.rows, torch.eye(128))
+    right = editor.score("country", every, torch.ones(128, dtype=torch.bool)).right[which]
+    assert (told["everything swapped"] == told["should say"]).tolist() == right.tolist()
+    assert 0 < right.sum() < 12
+    assert (told["the model itself"] == told["should say"]).tolist() == 6 * [False] + 6 * [True]
+    assert list(told.columns[:3]) == ["prompt", "source", "should say"] and "half" in told
+    cities = {city.name: city for city in atlas.facts()}
+    for base, row in zip(pairs.base[which].tolist(), told.to_dict("records"), strict=True):
+        assert editor.entities[base] in row["prompt"]
+    for row in told.to_dict("records")[:6]:
+        assert row["should say"] == cities[row["source"]].country
 
 
 # --- SAEBench's own procedure, written out plainly (sae-bench 0.6.0, sae_bench/evals/ravel) --------------------------
@@ -281,7 +299,7 @@ def test_ravels_own_cities_asked_of_atlas():
     asked = {"prompts": {"train": 400, "test": 400}, "pairs": {"train": 16, "test": 16}, "name_tokens": None}
     made = prepare(source(), f"{RAVEL}#city", attributes=["Country", "Continent", "Language"], **asked)
     assert made.counts["editing_prompts"] == 2400 and 0.03 < made.counts["editing_known_prompts"] < 0.2
-    swapped = made._floors["swap_all"]
+    swapped = made.floors["swap_all"]
     assert swapped["editing_cause"] > 0.1 and 0 < swapped["editing_isolation"] < 0.9
 
 
@@ -298,7 +316,7 @@ def test_names_may_be_of_any_length(editor):
     with pytest.raises(EditingError, match="name_tokens=0: 0 of the 600 entities of atlas have names so short"):
         prepare(source(), name_tokens=0, **SMALL)
     longer = prepare(source(), attributes=["country", "language"], name_tokens=None, **SMALL)
-    assert longer._floors["swap_all"]["editing_cause"] < editor._floors["swap_all"]["editing_cause"] - 0.2
+    assert longer.floors["swap_all"]["editing_cause"] < editor.floors["swap_all"]["editing_cause"] - 0.2
 
 
 def test_without_holding_out_the_test_repeats_the_training():

@@ -21,7 +21,8 @@ from saecore.sources import atlas
 from saecore.sources.synthetic import Superposition
 from saecore.sources.text import TextError
 from saecore.spec import ActivationSpec, SourceSpec, SpecError
-from saecore.studies.interpretability import EXPERIMENT, Reader, pieces, prepare
+from saecore.studies import interpretability
+from saecore.studies.interpretability import BINS, EXPERIMENT, Reader, pieces, prepare, prepare_both
 from saecore.training import start
 
 SPEC = ActivationSpec("atlas", 1, "atlas", 128, rows=2000)
@@ -102,6 +103,8 @@ def test_metrics_are_what_the_table_says_and_can_be_recorded(reader, sae, tmp_pa
     assert values["autointerp_live"] == ((codes > 0).sum(0) > 0).sum()
     fired = (codes[:, table["latent"].to_numpy()] > 0).mean(0)
     assert table["frequency"].to_numpy() == pytest.approx(np.asarray(fired).ravel())
+    bins = [values[f"autointerp_bin_{i}"] for i in range(BINS)]
+    assert sum(bins) == pytest.approx(1) and sum(bins[-2:]) == values["autointerp_share_90"]
     assert values["autointerp_unanswered"] == 0 and values == reader.measure(sae)
     monkeypatch.setenv(paths.RESULTS, str(tmp_path))
     run = sweep.make({"architecture": "topk", "seed": 0})
@@ -123,9 +126,9 @@ def test_floor_and_ceiling(reader):
 def test_contexts_are_the_trials_that_were_judged(reader, sae):
     judged = reader.read(sae).judged[3:5]
     pages = reader.contexts(sae, [j.trial.latent for j in judged])
-    for page, one in zip(pages, judged, strict=True):
-        assert (page.description, page.accuracy, page.said) == (one.description, one.accuracy, one.said)
-        assert [e.marked for e in page.trial.top] == [e.marked for e in one.trial.top]
+    for shown, one in zip(pages, judged, strict=True):
+        assert (shown.description, shown.accuracy, shown.said) == (one.description, one.accuracy, one.said)
+        assert [e.marked for e in shown.trial.top] == [e.marked for e in one.trial.top]
     silent = copy.deepcopy(sae)
     torch.nn.init.zeros_(silent.W_enc[7])
     with pytest.raises(ValueError, match=r"latents \[7\] have fewer than 10 active or silent sequences"):
@@ -220,3 +223,25 @@ def test_pieces_hold_the_blank_before_a_word(names, wanted):
             return names[ids[0]].replace("Ġ", " ")
 
     assert list(pieces(Tokenizer(), np.array([2, 0, 1, 0])).values()) == wanted
+
+
+def test_both_spreads_stand_side_by_side(reader, sae, source, monkeypatch):
+    both = interpretability.Readings((reader, dataclasses.replace(reader, spread="ranks")))
+    values, ranked = both.measure(sae), dataclasses.replace(reader, spread="ranks").measure(sae)
+    assert {name: values[name] for name in reader.measure(sae)} == reader.measure(sae)
+    assert values["autointerp_ranks_accuracy_hard"] == ranked["autointerp_accuracy_hard"]
+    assert values["autointerp_ranks_std"] == ranked["autointerp_std"] and "autointerp_ranks_live" not in values
+    assert both.references()["labels"]["autointerp_ranks_accuracy"] > 0.9
+
+
+def test_text_without_labels_is_read_by_the_endpoint_that_is_set(source, monkeypatch, tmp_path):
+    path = tmp_path / "some.txt"
+    path.write_text("\n\n".join(atlas.document("train", i).text for i in range(300)))
+    local = stand_in(source, dataclasses.replace(SPEC, dataset=str(path)))
+    monkeypatch.delenv("SAECORE_JUDGE_URL", raising=False)
+    with pytest.raises(EndpointError, match="no judge is set"):
+        prepare_both(local)
+    monkeypatch.setenv("SAECORE_JUDGE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setenv("SAECORE_JUDGE_MODEL", "judge-1")
+    judges: list[Any] = [r.judge for r in prepare_both(local).readers]
+    assert all(isinstance(judge, LanguageJudge) for judge in judges) and judges[0].talk.model == "judge-1"

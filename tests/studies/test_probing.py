@@ -1,6 +1,10 @@
 """The embedded world's model reads labelled texts, and SAEs on it are probed."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -9,9 +13,12 @@ pytest.importorskip("transformers")
 from saecore import paths, sweep
 from saecore.activations import models, open_source
 from saecore.metrics.probing import KS
+from saecore.report import inference
+from saecore.report.ledger import LedgerError
 from saecore.sources.probing import Examples, LabelledSet, Task, atlas_sets, csv_set
 from saecore.spec import ActivationSpec, SourceSpec, SpecError
-from saecore.studies.probing import Prober, prepare
+from saecore.studies import probing
+from saecore.studies.probing import Prober, compared, prepare
 from saecore.training import start
 
 REAL = paths.root().parent / "shared" / "real"
@@ -146,3 +153,101 @@ def test_a_real_model_on_a_real_table():
     held = csv_set(REAL / "probing" / "105_click_bait.csv", train=400, test=200)
     found = prepare(open_source(spec, stream=True), [held], ks=(1, 5)).references()
     assert found["dense_probe"]["probing_top1"] > 0.85 > found["neurons"]["probing_top1"] > 0.55
+
+
+def test_the_best_latent_of_a_task_is_the_one_that_is_probed(prober, sae):
+    asked = next(t for t in prober.asked if t.task == "nurse")
+    best, codes = prober.best(sae, "nurse"), prober.codes(sae)
+    assert best["holds"].tolist() == [bool(label) for label in asked.binary.test_labels] and len(best) == 16
+    latent = best["latent"].unique().item()
+    train = codes[asked.binary.train].toarray()
+    holds = asked.binary.train_labels == 1
+    gaps = np.abs(train[holds].mean(0) - train[~holds].mean(0))
+    assert gaps[latent] == pytest.approx(gaps.max()) and gaps.max() > 0
+    np.testing.assert_array_equal(best["activation"], codes[asked.binary.test].toarray()[:, latent])
+    with pytest.raises(SpecError, match="task='baker' is unknown; choose one of accountant"):
+        prober.best(sae, "baker")
+
+
+def test_probing_never_looks_at_the_decoder(prober, source, sae):
+    other = start(sweep.make(FIELDS | {"constraint": "untrained"}), source).sae
+    other.W_dec = torch.nn.Parameter(-sae.W_dec.detach().flip(0))
+    assert prober.tasks(other).equals(prober.tasks(sae))
+
+
+def test_other_texts_are_read_once_and_on_the_sets_of_the_hub(source, monkeypatch):
+    monkeypatch.setattr(probing, "hub_sets", lambda: (small("one text", "another text"),))
+    there = replace(source.spec, dataset="openwebtext")
+    given = []
+    monkeypatch.setattr(probing, "prepare", lambda *args, **kwargs: given.append((args, kwargs)))
+
+    class Elsewhere:
+        spec = there
+
+    probing.prepare_both(Elsewhere())  # type: ignore[arg-type]
+    ((_, sets), options) = given[0]
+    assert len(given) == 1 and sets[0].name == "small" and options == {"context": 32}
+    probing.prepare_both(source)
+    assert len(given) == 3 and {"context": 16, "name": "probing_short"} in [options for _, options in given]
+
+
+FAMILIES = ("language", "news", "profession")
+
+
+def recorded(constraint: str, values, init="iso", architecture="batch_topk") -> list[dict]:
+    """A row for each seed and family of ``values``."""
+    run = {"constraint": constraint, "init": init, "architecture": architecture}
+    return [
+        {**run, "seed": seed, "metric": f"probing_top1_{family}", "value": value}
+        for seed, row in enumerate(values)
+        for family, value in zip(FAMILIES, row, strict=True)
+    ]
+
+
+def made(seeds: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    noise = np.random.default_rng(0).normal(scale=0.002, size=(5, seeds, 3))
+    trained = np.array([0.95, 0.9, 0.85]) + noise[0]
+    rows = recorded("free", trained) + recorded("soft_frozen_decoder", trained + noise[1])
+    rows += recorded("frozen_decoder", trained - 0.08 + noise[2], "cov")
+    rows += recorded("frozen_encoder", trained[:1] - 0.15)
+    rows += recorded("untrained", trained - 0.16 + noise[3]) + recorded("pca", trained[:1] - 0.12, "cov", "topk")
+    edges = [recorded(name, [[value] * 3], "", "") for name, value in (("majority", 0.5), ("dense_probe", 1.0))]
+    edges.append(recorded("neurons", trained[:1] - 0.1, "", ""))
+    whole = pd.DataFrame(rows)
+    return pd.concat([whole, whole.assign(metric="probing_top1", value=0.0)]), pd.DataFrame(sum(edges, []))
+
+
+def test_everything_is_held_against_the_trained_sae():
+    found: Any = compared(*made(3), np.random.default_rng(0))
+    order = ["soft_frozen_decoder", "frozen_decoder", "frozen_encoder", "untrained", "pca", "neurons", "dense_probe"]
+    assert found["constraint"].tolist() == order and found["raw"].tolist() == [False] * 5 + [True] * 2
+    row: Any = found.set_index("constraint")
+    assert row["difference"]["frozen_decoder"] == pytest.approx(0.08, abs=0.003)
+    assert row["difference"]["pca"] == pytest.approx(0.12, abs=0.003), "which has no seed, beside three seeds"
+    assert row["gained"]["frozen_decoder"] == pytest.approx(0.5, abs=0.03) and row["gained"]["untrained"] == 0
+    assert row["verdict"]["soft_frozen_decoder"] == inference.EQUIVALENT
+    assert row["verdict"]["frozen_decoder"] == row["verdict"]["pca"] == inference.DIFFERENT
+    assert row["verdict"]["frozen_encoder"] == inference.UNDECIDED, "one seed of its own"
+    assert row["seeds"].to_dict() == {name: 1 if name == "frozen_encoder" else 3 for name in order}
+    assert row["detectable"].isna().tolist() == [name == "frozen_encoder" for name in order]
+    assert 0 < row["detectable"]["frozen_decoder"] < 0.08
+    assert row["low"]["frozen_decoder"] < row["difference"]["frozen_decoder"] < row["high"]["frozen_decoder"]
+
+
+def test_one_seed_leaves_every_verdict_open():
+    found: Any = compared(*made(1), np.random.default_rng(0))
+    assert set(found["verdict"]) == {inference.UNDECIDED} and found["detectable"].isna().all()
+
+
+def test_a_check_that_cannot_tell_trained_from_untrained_is_unable_to_decide():
+    frame, edges = made(3)
+    same = frame["constraint"].isin(["free", "untrained"]).to_numpy()
+    frame.loc[same, "value"] = np.tile([0.9, 0.88, 0.92], same.sum() // 3)
+    found: Any = compared(frame, edges, np.random.default_rng(0)).set_index("constraint")
+    assert found["verdict"]["frozen_decoder"] == inference.UNABLE and found["gained"].isna().all()
+
+
+def test_without_an_untrained_sae_nothing_is_compared():
+    frame, edges = made(2)
+    with pytest.raises(LedgerError, match="no row has constraint='untrained'"):
+        compared(frame.loc[frame["constraint"] != "untrained"], edges, np.random.default_rng(0))

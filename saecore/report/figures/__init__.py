@@ -5,6 +5,14 @@ Colours are the same through the whole book: one per constraint (``VARIANTS``), 
 """
 
 from saecore.report.figures.base import ALT, ARCHITECTURES, VARIANTS, BookFigure, Style, alt
+from saecore.report.figures.checks import (
+    best_latent_figure,
+    distribution_figure,
+    editing_figure,
+    families_figure,
+    probing_figure,
+    ways_figure,
+)
 from saecore.report.figures.models import (
     bound_figure,
     concepts_figure,
@@ -48,13 +56,17 @@ __all__ = [
     "VARIANTS",
     "alt",
     "amplitude_figure",
+    "best_latent_figure",
     "bound_figure",
     "chance_figure",
     "concepts_figure",
     "cone_figure",
     "cosine_histogram",
     "detection_figure",
+    "distribution_figure",
+    "editing_figure",
     "effects_plot",
+    "families_figure",
     "gain_figure",
     "gaps_figure",
     "headline_figure",
@@ -64,6 +76,7 @@ __all__ = [
     "norm_figure",
     "principal_figure",
     "probabilities_figure",
+    "probing_figure",
     "range_figure",
     "reconstruction_bars",
     "recovery_bars",
@@ -75,4 +88,5 @@ __all__ = [
     "sweep_line",
     "tradeoff_figure",
     "variants_bars",
+    "ways_figure",
 ]
