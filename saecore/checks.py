@@ -70,6 +70,15 @@ def run_all(name: str, groups: Sequence[Sequence[RunSpec]], device: str = "cpu")
     return left_out
 
 
+def plan(name: str, groups: Sequence[Sequence[RunSpec]]) -> list[tuple[RunSpec, str]]:
+    """What :func:`run_all` would do with each run: it is recorded, to measure, or not trained. Raises SpecError."""
+    one_of("check", name, tuple(CHECKS))
+    done = recorded(name)
+    every = [run for group in groups for run in group]
+    states = ("recorded" if r.key() in done else "to measure" if sae_path(r).exists() else "not trained" for r in every)
+    return list(zip(every, states, strict=True))
+
+
 def recorded(name: str) -> set[str]:
     """Keys that have rows, of runs and of sources."""
     return set(ledger.read(name)["key"]) if ledger.path(name).exists() else set()

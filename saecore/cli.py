@@ -172,6 +172,7 @@ def add_measure(subparsers: Subparsers) -> None:
     measure.add_argument("--device", default="cpu", help="cpu or cuda")
     measure.add_argument("--part", default="1/1", metavar="I/N", help="the I-th of N shares, to run beside the others")
     measure.add_argument("--threads", type=int, default=None, help="CPU threads (default: torch's)")
+    measure.add_argument("--plan", action="store_true", help="say what would be measured, and stop")
     measure.set_defaults(run=run_measure)
 
 
@@ -186,7 +187,13 @@ def run_measure(arguments: argparse.Namespace) -> int:
         torch.set_num_threads(arguments.threads)
     try:
         _, groups = sweep.load(sweep.find(arguments.sweep))
-        reasons = checks.run_all(arguments.check, sweep.part(groups, arguments.part), arguments.device)
+        groups = sweep.part(groups, arguments.part)
+        if arguments.plan:
+            for run, state in checks.plan(arguments.check, groups):
+                print(f"{run.key()} {state:11} {run.source.name} {run.sae.architecture} {run.constraint.name} "
+                      f"seed {run.training.seed} {run.settings()}")  # fmt: skip
+            return 0
+        reasons = checks.run_all(arguments.check, groups, arguments.device)
     except (SpecError, OSError) as error:
         return complain(error, REFUSED)
     except (CheckpointError, LedgerError) as error:

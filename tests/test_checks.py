@@ -82,5 +82,15 @@ def test_the_command_line_says_what_is_not_trained(groups, tmp_path, capsys):
     assert "2 of 2 runs are not recorded" in said and "`saecore run`" in said and groups[0][0].key() in said
 
 
+def test_the_plan_says_what_would_be_measured(groups, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(checks.CHECKS, "counted", Counted())
+    assert {state for _, state in checks.plan("counted", groups)} == {"not trained"}
+    sweep.run_all("tiny", groups)
+    assert cli.main(["measure", "counted", str(tmp_path / "tiny.yml"), "--plan"]) == 0
+    assert capsys.readouterr().out.count("to measure") == 2 and not ledger.path("counted").exists()
+    checks.run_all("counted", groups)
+    assert {state for _, state in checks.plan("counted", groups)} == {"recorded"}
+
+
 def test_the_three_checks_are_those_of_the_book():
     assert list(checks.CHECKS) == ["interpretability", "sparse_probing", "causal_editing"]

@@ -156,7 +156,7 @@ class Endpoint:
             return None
 
     def _place(self, ask: Ask) -> Path:
-        text = json.dumps([self.model, ask.messages, ask.max_tokens])
+        text = json.dumps([self.url, self.model, ask.messages, ask.max_tokens])
         digest = hashlib.sha256(text.encode()).hexdigest()
         return paths.cache() / "judge" / digest[:2] / f"{digest}.json"
 
@@ -181,8 +181,9 @@ class Endpoint:
                 elif attempt + 1 < self.attempts:
                     stop.wait(min(self.first_wait * 2**attempt, self.longest_wait) * random.uniform(0.75, 1.25))
                 continue
-            with paths.whole(self._place(ask)) as aside:
-                aside.write_text(json.dumps({"model": self.model, "answer": answer}), encoding="utf-8")
+            if answer:  # an empty one says nothing, and may be better next time
+                with paths.whole(self._place(ask)) as aside:
+                    aside.write_text(json.dumps({"model": self.model, "answer": answer}), encoding="utf-8")
             return answer
         raise EndpointError(
             f"{self.url}: no answer after {self.attempts} attempts ({reason}); see that it is up and that {URL} is "

@@ -35,7 +35,7 @@ from saecore.spec import DICTIONARIES, ActivationSpec, one_of, require
 
 EXPERIMENT = "sparse_probing"
 SHORT_TEXTS = 200, 200
-"""Texts of a class for training and for the test, where texts are short."""
+"""Texts of a task for training and for the test, half of them of its class, where texts are short."""
 SHORT_CONTEXT = 16
 HUB_CONTEXT = 128
 """SAEBench's tokens of a text."""

@@ -189,8 +189,8 @@ def reconstruction_bars(frame: pd.DataFrame) -> BookFigure:
 
 
 @drawn(
-    "Dots with intervals over seeds: explained variance of the trained SAE minus that of each frozen variant, one "
-    "panel per architecture. Hollow diamonds mark the same differences in the paper's three settings."
+    "Dots with intervals over seeds: a metric of the trained SAE minus that of each frozen variant, one panel per "
+    "architecture. Hollow diamonds mark the same differences in the paper's three settings."
 )
 def gaps_figure(table: pd.DataFrame, stated: pd.DataFrame) -> BookFigure:
     """``table``: compare.gaps of one source; ``stated``: paper.gaps. A row per constraint and init."""
