@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -102,6 +102,7 @@ def rotated(rows: Float[Tensor, "rows d_model"], axes: Float[Tensor, "d_model d_
     return Coordinates(rows, rows, rows @ axes.T, axes)
 
 
+@runtime_checkable
 class Edit(Protocol):
     """What is trained."""
 

@@ -314,7 +314,7 @@ def scores(frames: Sequence[pd.DataFrame], metrics: Sequence[str]) -> list[Float
 class _Table:
     """Scores by side, seed and unit. ``freedom``: degrees of freedom of seeds and of units, 0 for what is not drawn."""
 
-    rows: list[list[Float[np.ndarray, "units"]]]
+    rows: list[list[Float[np.ndarray, "..."]]]
     paired: bool
     seeds: int
     units: int

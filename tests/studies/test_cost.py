@@ -37,19 +37,19 @@ def test_as_many_saes_as_fit_beside_the_model():
 
 
 def test_logits_of_the_model_and_of_the_spliced_one():
-    """4096 predictions twice in the model's dtype, and five times 1024 in float32, of 256,000 tokens."""
+    """1024 predictions twice in the model's dtype, and five times 256 in float32, of 256,000 tokens."""
     gemma = dataclasses.replace(GEMMA, vocabulary=256_000)
-    assert cost.logits_gib(gemma, cost.A10) == pytest.approx(256_000 * (2 * 4096 * 2 + 5 * 1024 * 4) / 2**30)
-    assert cost.logits_gib(gemma, cost.T4) == pytest.approx(256_000 * (2 * 4096 * 4 + 5 * 1024 * 4) / 2**30)
+    assert cost.logits_gib(gemma, cost.A10) == pytest.approx(256_000 * (2 * 1024 * 2 + 5 * 256 * 4) / 2**30)
+    assert cost.logits_gib(gemma, cost.T4) == pytest.approx(256_000 * (2 * 1024 * 4 + 5 * 256 * 4) / 2**30)
     assert math.isnan(cost.logits_gib(GEMMA, cost.A10))
 
 
 def test_what_is_larger_of_codes_and_logits_takes_room_from_the_saes():
     gemma, one = dataclasses.replace(GEMMA, vocabulary=256_000), cost.sae_gib(GEMMA)
     logits = cost.logits_gib(gemma, cost.A10)
-    assert cost.codes_gib(gemma, 2048) < logits < cost.codes_gib(gemma, 16_384)
+    assert cost.codes_gib(gemma, 1024) < logits < cost.codes_gib(gemma, 8192)
     card = cost.Card("by hand", (cost.model_gib(gemma, cost.A10) + logits + 1.1 * one) / cost.ROOM, 10)
-    assert cost.at_once(gemma, card, 2048) == 1 and cost.at_once(gemma, card, 16_384) == 0
+    assert cost.at_once(gemma, card, 1024) == 1 and cost.at_once(gemma, card, 8192) == 0
 
 
 def test_a_line_for_each_plan():
