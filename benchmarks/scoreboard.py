@@ -49,7 +49,7 @@ class Row:
     checked: str
 
     @property
-    def library(self) -> str:
+    def package(self) -> str:
         return self.engine.rpartition(" ")[0]
 
     @property
@@ -93,11 +93,11 @@ def agrees(loss: float, reference: float | None) -> bool:
 def ratios(rows: Sequence[Row]) -> list[str]:
     """For each architecture of ours: to the fastest other engine (plain counts) and to the limits."""
     lines = []
-    for ours in (r for r in rows if r.library == OURS):
+    for ours in (r for r in rows if r.package == OURS):
         if not ours.shown:
             lines.append(f"{ours.engine}: no ratio, its loss did not pass the check")
             continue
-        others = [r for r in rows if r.checked == "yes" and r.library != OURS]
+        others = [r for r in rows if r.checked == "yes" and r.package != OURS]
         same = [r for r in others if r.architecture == ours.architecture]
         for words, group in (
             (f"fastest other {ours.architecture}", same),
@@ -106,10 +106,10 @@ def ratios(rows: Sequence[Row]) -> list[str]:
             if group:
                 best = max(group, key=lambda r: r.steps_per_s)
                 ratio = ours.steps_per_s / best.steps_per_s
-                lines.append(f"{ours.engine} / {words} ({best.library}) = {ratio:.2f}")
+                lines.append(f"{ours.engine} / {words} ({best.package}) = {ratio:.2f}")
             else:
                 lines.append(f"{ours.engine} / {words}: none passed the check")
-        for row in (r for r in rows if r.library == LIMIT):
+        for row in (r for r in rows if r.package == LIMIT):
             lines.append(f"{ours.engine} / {row.engine} = {ours.steps_per_s / row.steps_per_s:.2f}")
     return lines
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from saecore import __version__, paths
-from saecore.spec import ActivationSpec, SpecError
+from saecore.spec import ActivationSpec, RunSpec, SpecError
 
 Subparsers = Any
 
@@ -117,46 +117,61 @@ def run_expect(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def add_sweep(parser: argparse.ArgumentParser) -> None:
+    """What every command on a sweep takes."""
+    parser.add_argument("sweep", help="a name in book/sweeps, such as reconstruction, or a .yml file")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--part", default="1/1", metavar="I/N", help="the I-th of N shares, to run beside the others")
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: torch's)")
+    parser.add_argument("--plan", action="store_true", help="say what would be done, and stop")
+
+
+def sweep_of(arguments: argparse.Namespace) -> tuple[str, list[list[RunSpec]]]:
+    """Experiment and groups of :func:`add_sweep`; its threads are set. Raises SpecError."""
+    import torch
+
+    from saecore import sweep
+
+    require_device(arguments.device)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    experiment, groups = sweep.load(sweep.find(arguments.sweep))
+    return experiment, sweep.part(groups, arguments.part)
+
+
+def require_device(name: str) -> None:
+    """Raises SpecError for a GPU that torch does not see."""
+    import torch
+
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise SpecError(f"--device {name}: torch sees no GPU here; leave it out for the CPU")
+
+
 def add_run(subparsers: Subparsers) -> None:
     """`saecore run SWEEP`"""
     run = subparsers.add_parser("run", help="train, measure and record the runs of a sweep; resumes where it stopped")
-    run.add_argument("sweep", help="a name in book/sweeps, such as feature_recovery, or a .yml file")
-    run.add_argument("--device", default="cpu", help="cpu or cuda")
-    run.add_argument("--part", default="1/1", metavar="I/N", help="the I-th of N shares, to run beside the others")
-    run.add_argument("--threads", type=int, default=None, help="CPU threads (default: torch's)")
+    add_sweep(run)
     run.add_argument(
         "--stream",
         action="store_true",
         help="read activations from the model as training goes, and keep none of them on the disk",
     )
-    run.add_argument("--plan", action="store_true", help="say what would run, and stop")
     run.set_defaults(run=run_sweep)
 
 
 def run_sweep(arguments: argparse.Namespace) -> int:
-    import torch
-
     from saecore import sweep
     from saecore.report.ledger import LedgerError, finished
     from saecore.saes import CheckpointError
 
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     try:
-        experiment, groups = sweep.load(sweep.find(arguments.sweep))
-        groups = sweep.part(groups, arguments.part)
+        experiment, groups = sweep_of(arguments)
     except (SpecError, OSError) as error:
         return complain(error, REFUSED)
-    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
-        return complain(f"--device {arguments.device}: torch sees no GPU here; leave it out for the CPU", REFUSED)
     runs = [run for group in groups for run in group]
     if arguments.plan:
         done = finished(experiment)
-        for run in runs:
-            state = "recorded" if run.key() in done else "to run"
-            print(f"{run.key()} {state:8} {run.source.name} {run.sae.architecture} {run.constraint.name} "
-                  f"seed {run.training.seed} steps {run.training.steps} {run.settings()}")  # fmt: skip
-        return 0
+        return show_plan((run, "recorded" if run.key() in done else "to run") for run in runs)
     try:
         reasons = sweep.run_all(experiment, groups, arguments.device, stream=arguments.stream)
     except (CheckpointError, LedgerError, *sweep.UNOPENED) as error:
@@ -168,37 +183,33 @@ def add_measure(subparsers: Subparsers) -> None:
     """`saecore measure CHECK SWEEP`"""
     measure = subparsers.add_parser("measure", help="a downstream check of the SAEs that a sweep has trained")
     measure.add_argument("check", help="interpretability, sparse_probing or causal_editing")
-    measure.add_argument("sweep", help="a name in book/sweeps, such as reconstruction, or a .yml file")
-    measure.add_argument("--device", default="cpu", help="cpu or cuda")
-    measure.add_argument("--part", default="1/1", metavar="I/N", help="the I-th of N shares, to run beside the others")
-    measure.add_argument("--threads", type=int, default=None, help="CPU threads (default: torch's)")
-    measure.add_argument("--plan", action="store_true", help="say what would be measured, and stop")
+    add_sweep(measure)
     measure.set_defaults(run=run_measure)
 
 
 def run_measure(arguments: argparse.Namespace) -> int:
-    import torch
-
-    from saecore import checks, sweep
+    from saecore import checks
     from saecore.report.ledger import LedgerError
     from saecore.saes import CheckpointError
 
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     try:
-        _, groups = sweep.load(sweep.find(arguments.sweep))
-        groups = sweep.part(groups, arguments.part)
+        _, groups = sweep_of(arguments)
         if arguments.plan:
-            for run, state in checks.plan(arguments.check, groups):
-                print(f"{run.key()} {state:11} {run.source.name} {run.sae.architecture} {run.constraint.name} "
-                      f"seed {run.training.seed} {run.settings()}")  # fmt: skip
-            return 0
+            return show_plan(checks.plan(arguments.check, groups))
         reasons = checks.run_all(arguments.check, groups, arguments.device)
     except (SpecError, OSError) as error:
         return complain(error, REFUSED)
     except (CheckpointError, LedgerError) as error:
         return complain(error, FAILED)
     return report(arguments.check, reasons, sum(map(len, groups)))
+
+
+def show_plan(states: Iterable[tuple[RunSpec, str]]) -> int:
+    """A line for each run: its key, its state, what it is."""
+    for run, state in states:
+        print(f"{run.key()} {state:11} {run.source.name} {run.sae.architecture} {run.constraint.name} "
+              f"seed {run.training.seed} steps {run.training.steps} {run.settings()}")  # fmt: skip
+    return 0
 
 
 def add_atlas(subparsers: Subparsers) -> None:
@@ -254,16 +265,13 @@ def add_harvest(subparsers: Subparsers) -> None:
 
 
 def run_harvest(arguments: argparse.Namespace) -> int:
-    import torch
-
     from saecore import activations
     from saecore.activations.models import ModelError, load
     from saecore.sources.images import ImageError
     from saecore.sources.text import TextError
 
-    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
-        return complain(f"--device {arguments.device}: torch sees no GPU here; leave it out for the CPU", REFUSED)
     try:
+        require_device(arguments.device)
         model = load(arguments.model, weights=arguments.weights, device=arguments.device)
         fields = {name: getattr(arguments, name) for name in ("layer", "dataset", "rows", "context", "weights")}
         spec = ActivationSpec(model=arguments.model, d_model=model.d_model, **fields)

@@ -76,6 +76,13 @@ def test_an_unknown_check_is_refused(groups, tmp_path, capsys):
     assert "choose one of interpretability" in capsys.readouterr().err
 
 
+def test_a_gpu_that_is_not_there_is_refused(groups, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for command in (["run"], ["measure", "sparse_probing"]):
+        assert cli.main([*command, str(tmp_path / "tiny.yml"), "--device", "cuda"]) == cli.REFUSED
+        assert "torch sees no GPU here" in capsys.readouterr().err
+
+
 def test_the_command_line_says_what_is_not_trained(groups, tmp_path, capsys):
     assert cli.main(["measure", "sparse_probing", str(tmp_path / "tiny.yml")]) == cli.FAILED
     said = capsys.readouterr().err

@@ -35,9 +35,9 @@ def evaluate(
 
     ``start`` (where the decoder began) adds ``cosine_to_start``; on activations also its mean and its quantiles for the
     latents that fire on the first ``GLIMPSE_ROWS`` rows, on which a learning curve is read too, and for those that do
-    not (``cosine_to_start_live_q05`` and its like). On a
-    synthetic source a variable frequency adds ``recovered_bin_<i>``, the share recovered in each of 8 bins of p, rarest
-    first, and code scores use the one-to-one match.
+    not (``cosine_to_start_live_q05`` and its like). On a synthetic source a variable frequency adds
+    ``recovered_bin_<i>``, the share recovered in each of 8 bins of p, rarest first, and code scores use the one-to-one
+    match.
     """
     if isinstance(source, Superposition):
         return _against_truth(sae, source, rows, batch, start)

@@ -218,10 +218,19 @@ def test_answers_are_asked_for_once(server, places):
     assert endpoint(server).complete(asks("b", "a")) == ["B", "A"]
     assert len(server.requests) == 2
     assert judge.known(asks("a")[0]) == "A" and judge.known(asks("c")[0]) is None
-    other = dataclasses.replace(judge, model="judge-2")
-    assert other.known(asks("a")[0]) is None and judge.known(Ask((("user", "a"),), 8)) is None
+    others = (dataclasses.replace(judge, model="judge-2"), dataclasses.replace(judge, url="http://127.0.0.1:9/v1"))
+    assert [other.known(asks("a")[0]) for other in others] == [None, None]
+    assert judge.known(Ask((("user", "a"),), 8)) is None
     files = list((places / "cache" / "judge").rglob("*"))
     assert len([f for f in files if f.is_file()]) == 2 and not [f for f in files if ".partial" in f.name]
+
+
+def test_an_empty_answer_is_not_kept(server):
+    server.answer = lambda body: ""
+    judge = endpoint(server)
+    assert judge.complete(asks("a")) == [""] and judge.known(asks("a")[0]) is None
+    server.answer = lambda body: "A"
+    assert judge.complete(asks("a")) == ["A"] and judge.known(asks("a")[0]) == "A"
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"answer": 3}'])

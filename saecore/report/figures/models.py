@@ -213,7 +213,7 @@ def gaps_figure(table: pd.DataFrame, stated: pd.DataFrame) -> BookFigure:
         ax.tick_params(axis="y", length=0)
     axes[0].set_yticks(range(len(rows)), [names.variant(*row) for row in rows])
     axes[0].set_ylim(len(rows) - 0.5, -0.5)
-    below(axes, f"{names.label(str(table['metric'].iloc[0]))},\ntrained minus variant")
+    below(axes, f"{names.label(str(table['metric'].iloc[0]))},\ntrained minus variant", single=True)
     ours = Line2D([], [], color=INK, marker="o", linestyle="none", label="ours")
     theirs = Line2D([], [], **{**PAPER, "markersize": 6, "markeredgewidth": 1.2}, label="the paper, three settings")
     figure.legend(handles=[ours, theirs], loc="outside lower center", ncol=2)
