@@ -23,8 +23,8 @@ CONSTRAINTS = (
 DICTIONARIES = ("pca", "neurons")
 """Controls whose latents are given, each with its opposite: principal components of the data, or its dimensions."""
 INITS = ("iso", "cov", "truth")
-OWN_NAMES = ("atlas", "minilm", "python-docs")
-"""Models and data sets that need no folder, file or hub id."""
+EMBEDDED = {"atlas": "atlas", "minilm": "python-docs"}
+"""Models that need no folder or hub id, and the text that each is studied on."""
 PROBABILITIES = ("constant", "variable")
 WEIGHTS = ("trained", "random")
 
@@ -124,6 +124,10 @@ class SourceSpec(Keyed):
         return self.probability
 
 
+def _last_part(path: str) -> str:
+    return path.rstrip("/").split("/")[-1]
+
+
 @dataclass(frozen=True)
 class ActivationSpec(Keyed):
     """The residual stream of a transformer on a text (paper, Sec. 4.1).
@@ -154,9 +158,13 @@ class ActivationSpec(Keyed):
 
     @property
     def name(self) -> str:
-        """What the ledger calls this source: the model's own name and the layer, such as ``gemma-2-2b.12``."""
-        short = self.model.rstrip("/").split("/")[-1]
-        return f"{short}.{self.layer}" + ("" if self.weights == "trained" else f".{self.weights}")
+        """What the ledger calls this source, such as ``gemma-2-2b.12.openwebtext`` or ``atlas.1.random``.
+
+        The text is left out where it is the embedded model's own.
+        """
+        own = EMBEDDED.get(self.model) == self.dataset
+        parts = (_last_part(self.model), str(self.layer), "" if own else _last_part(self.dataset))
+        return ".".join(filter(None, (*parts, "" if self.weights == "trained" else self.weights)))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from saecore.spec import (
     ARCHITECTURES,
     CONSTRAINTS,
     DICTIONARIES,
+    ActivationSpec,
     ConstraintSpec,
     RunSpec,
     SAESpec,
@@ -190,3 +191,18 @@ def test_the_learning_rate_falls_linearly_over_the_last_share():
     assert spec.rate_at(90) == pytest.approx(0.5)
     assert spec.rate_at(99) == pytest.approx(0.05)
     assert TrainingSpec(steps=100, learning_rate=1.0).rate_at(99) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset", "weights", "name"),
+    [
+        ("atlas", "atlas", "trained", "atlas.1"),
+        ("atlas", "atlas", "random", "atlas.1.random"),
+        ("minilm", "python-docs", "trained", "minilm.1"),
+        ("atlas", "python-docs", "trained", "atlas.1.python-docs"),
+        ("google/gemma-2-2b", "Skylion007/openwebtext", "trained", "gemma-2-2b.1.openwebtext"),
+        ("/models/mine/", "texts/a.csv#said", "random", "mine.1.a.csv#said.random"),
+    ],
+)
+def test_a_source_is_named_by_model_layer_and_text(model, dataset, weights, name):
+    assert ActivationSpec(model, 1, dataset, d_model=8, weights=weights).name == name

@@ -14,7 +14,7 @@ import nbformat
 
 from saecore import paths
 from saecore.chapter.live import PROFILES, environment
-from saecore.spec import OWN_NAMES
+from saecore.spec import EMBEDDED
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 LANGUAGE = {
@@ -92,7 +92,7 @@ def located(value: Any) -> Any:
 
     Chapters run in a folder of their own. Names of the package stay what they are, whatever lies here.
     """
-    if not isinstance(value, str) or value in (*PROFILES, *OWN_NAMES):
+    if not isinstance(value, str) or value in (*PROFILES, *EMBEDDED, *EMBEDDED.values()):
         return value
     place, mark, column = value.partition("#")
     return f"{Path(place).resolve()}{mark}{column}" if place and Path(place).exists() else value
