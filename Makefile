@@ -18,7 +18,7 @@ STRICT := -W -n --keep-going
 # Shapes in these signatures are checked at run time in the tests. Compiled kernels cannot be wrapped.
 TYPED := saecore.sources,saecore.saes,saecore.training,saecore.activations,saecore.metrics,saecore.report
 
-.PHONY: help setup book html chapters test lint types unit nbval format checksums bench gpu clean
+.PHONY: help setup book html chapters test lint types unit nbval format checksums bench gpu peers clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,12 +80,17 @@ bench: $(PEERS)  ## training speed beside the peers; options: make bench ARGS="-
 
 # On a GPU machine, with the Python that holds its torch: no set-up, nothing fetched.
 GPU_PYTHON ?= python3
-GPU_MINUTES ?= 7
-RESULTS ?= build/gpu
-gpu:  ## on a GPU machine: the tests that need one, then the headline runs, for GPU_MINUTES; again goes on; rows in build/gpu
-	$(GPU_PYTHON) -m pytest -q -p no:cacheprovider -m gpu tests/metrics
-	@SAECORE_RESULTS="$(RESULTS)" timeout $(GPU_MINUTES)m $(GPU_PYTHON) -m saecore run gpu --device cuda || \
-	{ code=$$?; [ $$code -ne 124 ] || echo "stopped after $(GPU_MINUTES) minutes; make gpu goes on from here" >&2; exit $$code; }
+GPU_MINUTES ?= 8.5
+gpu:  ## on a GPU machine, GPU_MINUTES in all: tests, speeds, growth, crossover, headline runs; rows in OUT or build/gpu
+	$(GPU_PYTHON) benchmarks/gpu.py --minutes $(GPU_MINUTES)
+
+# For a GPU machine without a network: wheels for its Python, some 30 MB, which `make gpu` unpacks there.
+WHEELS_PYTHON ?= 3.12
+peers: $(READY)  ## the peers' wheels into build/peers, to take along to a GPU machine
+	$(BIN)/python -m pip download --no-deps --only-binary=:all: --implementation cp --python-version $(WHEELS_PYTHON) \
+	--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+	--quiet --dest build/peers --requirement benchmarks/requirements-to-go.txt
+	@du -sh build/peers
 
 clean:  ## everything make has made, the environments included
 	rm -rf build .venv .venv-peers .pytest_cache .ruff_cache .hypothesis saecore.egg-info

@@ -2,15 +2,17 @@
 
 Every recipe is made the same through the library's own options: Adam(0.9, 0.999) at a constant rate, encoder
 tied at the start, unit decoder rows, a trained decoder bias, the encoder bias held at zero, no auxiliary
-loss, no normalisation of the inputs. README.md names what had to be done for each.
+loss, no normalisation of the inputs. README.md names what had to be done for each. ``half``: the matrix products in
+bfloat16, by autocast, as the library itself offers it.
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -32,11 +34,22 @@ class Engine:
     reconstruct: Callable[[Float[Tensor, "batch d_model"]], Float[Tensor, "batch d_model"]] | None
 
 
+def keep(scores: Float[Tensor, "batch n_latents"], k: int, architecture: str) -> tuple[Tensor, Tensor]:
+    """Codes with their zeros, and the scores kept; ``scores`` must not be negative."""
+    if architecture == "batch_topk":
+        top = scores.flatten().topk(k * len(scores), sorted=False)
+        return torch.zeros_like(scores).flatten().scatter(0, top.indices, top.values).view_as(scores), top.values
+    top = scores.topk(k, dim=1, sorted=False)
+    return torch.zeros_like(scores).scatter(1, top.indices, top.values), top.values
+
+
+def autocast(device: torch.device, half: bool) -> AbstractContextManager:
+    return torch.autocast(device.type, torch.bfloat16, enabled=half)
+
+
 def saecore(shape: Shape, problem: Problem, architecture: str, steps: int) -> Engine:
     import saecore
-    from saecore.kernels.batch_topk import cpu as select
-    from saecore.kernels.sparse_codes import cpu as sparse
-    from saecore.saes.build import build
+    from saecore.saes.base import SAE
     from saecore.spec import ConstraintSpec, RunSpec, SAESpec, SourceSpec, TrainingSpec
     from saecore.training import Trainer
 
@@ -56,13 +69,20 @@ def saecore(shape: Shape, problem: Problem, architecture: str, steps: int) -> En
         beta2=BETAS[1],
     )
     run = RunSpec(spec, source, ConstraintSpec("free"), training)
-    sae = build(spec, run.constraint, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
+    device = problem.start.device
+    with device, torch.no_grad():
+        sae = SAE(spec)
         sae.W_dec.copy_(problem.start)
         sae.W_enc.copy_(problem.start)
     trainer = Trainer(sae, run)
 
     def reconstruct(x: Tensor) -> Tensor:
+        if device.type == "cuda":
+            trainer.settle()  # raises what a step on the GPU met
+            return sae.decode(keep(sae.preactivations(x).relu(), spec.l0, architecture)[0])
+        from saecore.kernels.batch_topk import cpu as select
+        from saecore.kernels.sparse_codes import cpu as sparse
+
         rows = spec.rows_per_selection(len(x))
         codes, _ = select.select_ranked(sae.encoder_input(x).detach(), sae.W_enc.data, spec.l0, rows)
         return torch.from_numpy(sparse.decode(sae.W_dec.data.numpy(), sae.b_dec.data.numpy(), codes))
@@ -70,26 +90,22 @@ def saecore(shape: Shape, problem: Problem, architecture: str, steps: int) -> En
     return Engine(f"{saecore.__version__}+{_commit()}", trainer.step, reconstruct)
 
 
-def plain(shape: Shape, problem: Problem, architecture: str, steps: int) -> Engine:
+def plain(shape: Shape, problem: Problem, architecture: str, steps: int, half: bool = False) -> Engine:
     """The dense loop that the others are checked against."""
+    device = problem.start.device
     W_enc, W_dec = (problem.start.clone().requires_grad_() for _ in range(2))
-    b_dec = torch.zeros(shape.d_model, requires_grad=True)
-    threshold = torch.zeros(())
-    optimizer = torch.optim.Adam([W_enc, W_dec, b_dec], lr=shape.learning_rate, betas=BETAS)
+    b_dec = torch.zeros(shape.d_model, device=device, requires_grad=True)
+    threshold = torch.zeros((), device=device)
+    optimizer = torch.optim.Adam([W_enc, W_dec, b_dec], lr=shape.learning_rate, betas=BETAS, fused=True)
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        scores = torch.relu((x - b_dec) @ W_enc.T)
-        if architecture == "batch_topk":
-            top = scores.flatten().topk(shape.k * len(x), sorted=False)
-            codes = torch.zeros_like(scores).flatten().scatter(0, top.indices, top.values).view_as(scores)
-        else:
-            top = scores.topk(shape.k, dim=1, sorted=False)
-            codes = torch.zeros_like(scores).scatter(1, top.indices, top.values)
-        return codes @ W_dec + b_dec, top.values
+        codes, kept = keep(torch.relu((x - b_dec) @ W_enc.T), shape.k, architecture)
+        return codes @ W_dec + b_dec, kept
 
-    def step(x: Tensor) -> float:
-        x_hat, kept = forward(x)
-        loss = (x_hat - x).square().sum(1).mean()
+    def step(x: Tensor) -> Tensor:
+        with autocast(device, half):
+            x_hat, kept = forward(x)
+            loss = (x_hat - x).square().sum(1).mean()
         loss.backward()
         with torch.no_grad():
             assert W_dec.grad is not None
@@ -98,13 +114,13 @@ def plain(shape: Shape, problem: Problem, architecture: str, steps: int) -> Engi
             optimizer.zero_grad()
             W_dec.div_(W_dec.norm(dim=1, keepdim=True))
             if architecture == "batch_topk":
-                threshold.lerp_(kept.min(), THRESHOLD_RATE)
-        return loss.item()
+                threshold.lerp_(kept.min().float(), THRESHOLD_RATE)
+        return loss.detach()
 
     return Engine(f"torch {torch.__version__}", step, lambda x: forward(x)[0])
 
 
-def sae_lens(shape: Shape, problem: Problem, architecture: str, steps: int) -> Engine:
+def sae_lens(shape: Shape, problem: Problem, architecture: str, steps: int, half: bool = False) -> Engine:
     from sae_lens.config import LoggingConfig, SAETrainerConfig  # pyright: ignore[reportMissingImports]
     from sae_lens.saes.batchtopk_sae import (  # pyright: ignore[reportMissingImports]
         BatchTopKTrainingSAE,
@@ -122,6 +138,7 @@ def sae_lens(shape: Shape, problem: Problem, architecture: str, steps: int) -> E
         "d_sae": shape.n_latents,
         "aux_loss_coefficient": 0.0,
         "rescale_acts_by_decoder_norm": False,
+        "device": str(problem.start.device),
     }
     if architecture == "batch_topk":
         config = BatchTopKTrainingSAEConfig(k=float(shape.k), topk_threshold_lr=THRESHOLD_RATE, **sizes)
@@ -141,6 +158,8 @@ def sae_lens(shape: Shape, problem: Problem, architecture: str, steps: int) -> E
             adam_beta1=BETAS[0],
             adam_beta2=BETAS[1],
             dead_feature_window=1 << 30,
+            device=str(problem.start.device),
+            autocast=half,
             logger=LoggingConfig(log_to_wandb=False),
         ),
         sae,
@@ -168,7 +187,7 @@ def sae_lens(shape: Shape, problem: Problem, architecture: str, steps: int) -> E
     return Engine(version("sae-lens"), step, reconstruct)
 
 
-def dictionary_learning(shape: Shape, problem: Problem, architecture: str, steps: int) -> Engine:
+def dictionary_learning(shape: Shape, problem: Problem, architecture: str, steps: int, half: bool = False) -> Engine:
     from dictionary_learning.trainers.batch_top_k import (  # pyright: ignore[reportMissingImports]
         BatchTopKTrainer,
     )
@@ -185,7 +204,7 @@ def dictionary_learning(shape: Shape, problem: Problem, architecture: str, steps
         warmup_steps=0,
         threshold_beta=1 - THRESHOLD_RATE,
         threshold_start_step=0,
-        device="cpu",
+        device=str(problem.start.device),
     )
     sae = trainer.ae
     with torch.no_grad():
@@ -197,27 +216,31 @@ def dictionary_learning(shape: Shape, problem: Problem, architecture: str, steps
     def step(x: Tensor) -> None:
         nonlocal done
         done += 1  # from 1: at step 0 the trainer would move the decoder bias to the data's geometric median
-        trainer.update(done, x)
+        with autocast(x.device, half):  # as its trainSAE does
+            trainer.update(done, x)
 
     return Engine(version("dictionary-learning"), step, lambda x: sae.decode(sae.encode(x, use_threshold=False)))
 
 
 def sparsify(shape: Shape, problem: Problem, architecture: str, steps: int) -> Engine:
-    """The library's coder in the order of its Trainer, which itself takes a language model."""
-    os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
+    """The library's coder in the order of its Trainer, which itself takes a language model.
+
+    On a GPU it takes bfloat16 for its matrix products of its own accord.
+    """
     from sparsify import SparseCoder, SparseCoderConfig  # pyright: ignore[reportMissingImports]
 
     config = SparseCoderConfig(num_latents=shape.n_latents, k=shape.k)
-    coder = SparseCoder(shape.d_model, config, dtype=torch.float32)
+    device = problem.start.device
+    coder = SparseCoder(shape.d_model, config, device=device, dtype=torch.float32)
     with torch.no_grad():
         coder.W_dec.copy_(problem.start)
         coder.encoder.weight.copy_(problem.start)
     coder.encoder.bias.requires_grad_(False)
     optimizer = torch.optim.Adam(coder.parameters(), lr=shape.learning_rate, betas=BETAS)
-    silent = torch.zeros(shape.n_latents, dtype=torch.long)
-    fired = torch.zeros(shape.n_latents, dtype=torch.bool)
+    silent = torch.zeros(shape.n_latents, dtype=torch.long, device=device)
+    fired = torch.zeros(shape.n_latents, dtype=torch.bool, device=device)
 
-    def step(x: Tensor) -> float:
+    def step(x: Tensor) -> Tensor:
         coder.set_decoder_norm_to_unit_norm()
         out = coder(x)
         fired[out.latent_indices.flatten()] = True
@@ -228,7 +251,7 @@ def sparsify(shape: Shape, problem: Problem, architecture: str, steps: int) -> E
         silent.add_(len(x))
         silent[fired] = 0
         fired.zero_()
-        return float(out.fvu.detach())
+        return out.fvu.detach()
 
     def reconstruct(x: Tensor) -> Tensor:
         coder.set_decoder_norm_to_unit_norm()
@@ -243,7 +266,7 @@ def limit(shape: Shape, problem: Problem, precision: str, steps: int) -> Engine:
     W_enc, W_dec = (problem.start.clone().requires_grad_() for _ in range(2))
     W_enc.grad, W_dec.grad = problem.start.clone(), problem.start.clone()
     optimizer = torch.optim.Adam([W_enc, W_dec], lr=shape.learning_rate, betas=BETAS, fused=True)
-    out = torch.empty(shape.batch_size, shape.n_latents, dtype=dtype)
+    out = torch.empty(shape.batch_size, shape.n_latents, dtype=dtype, device=problem.start.device)
 
     @torch.no_grad()
     def step(x: Tensor) -> None:
@@ -254,18 +277,38 @@ def limit(shape: Shape, problem: Problem, precision: str, steps: int) -> Engine:
 
 
 Build = Callable[[Shape, Problem, str, int], Engine]
+LIBRARIES = {
+    "limit": "torch",
+    "plain": "torch",
+    "sae-lens": "sae_lens",
+    "dictionary-learning": "dictionary_learning",
+    "eai-sparsify": "sparsify",
+    "saecore": "saecore.training",
+}
+"""What to import for each, in the order in which they run: ours last, which takes what time the others leave."""
+HALF = "-bf16"
 ENGINES: dict[str, tuple[Build, str]] = {
     "saecore batch_topk": (saecore, "batch_topk"),
     "saecore topk": (saecore, "topk"),
     "sae-lens batch_topk": (sae_lens, "batch_topk"),
     "sae-lens topk": (sae_lens, "topk"),
+    "sae-lens-bf16 batch_topk": (partial(sae_lens, half=True), "batch_topk"),
+    "sae-lens-bf16 topk": (partial(sae_lens, half=True), "topk"),
     "dictionary-learning batch_topk": (dictionary_learning, "batch_topk"),
+    "dictionary-learning-bf16 batch_topk": (partial(dictionary_learning, half=True), "batch_topk"),
     "eai-sparsify topk": (sparsify, "topk"),
     "plain batch_topk": (plain, "batch_topk"),
     "plain topk": (plain, "topk"),
+    "plain-bf16 batch_topk": (partial(plain, half=True), "batch_topk"),
+    "plain-bf16 topk": (partial(plain, half=True), "topk"),
     "limit float32": (limit, "float32"),
     "limit bfloat16": (limit, "bfloat16"),
 }
+
+
+def library(engine: str) -> str:
+    """The key in ``LIBRARIES`` of an engine of ``ENGINES``."""
+    return engine.rpartition(" ")[0].removesuffix(HALF)
 
 
 def _commit() -> str:

@@ -16,7 +16,7 @@ from saecore import paths
 OURS, REFERENCE, LIMIT = "saecore", "plain", "limit"
 TOLERANCE = 0.01
 QUIET = 0.15
-"""Share of the processor that others may use when a process starts; above it the rows are not kept. Threads
+"""Share of the processor that others may use while an engine runs; above it the rows are not kept. Threads
 that wait for each other lose far more than the share taken, and not all engines lose alike."""
 LEAST_FALL = 0.1
 """The reference's loss must have fallen by this share of its start, or what learned nothing could pass."""
@@ -24,7 +24,10 @@ LEAST_FALL = 0.1
 
 @dataclass(frozen=True)
 class Round:
-    """One process. ``engine`` is "library architecture"; losses are on held-out rows, NaN for a limit."""
+    """One process. ``engine`` is "library architecture"; losses are on held-out rows, NaN for a limit.
+
+    ``others``: the share of the processor that other programs took meanwhile.
+    """
 
     engine: str
     version: str
@@ -32,6 +35,7 @@ class Round:
     start_loss: float
     loss: float
     peak_mb: float
+    others: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,32 @@ class Row:
     @property
     def shown(self) -> bool:
         return self.checked != "no"
+
+
+def settle(shape: str, answers: Sequence[dict], date: str, device: str, path: Path, brief: bool = False) -> str:
+    """The table of one shape, its rows kept in ``path`` unless others took too much of the processor.
+
+    ``answers``: ``shape``, ``engine``, and a ``round`` or the reason of a ``failure``, which bars the engine.
+    ``brief``: one line, of speeds alone.
+    """
+    own = [a for a in answers if a["shape"] == shape]
+    failures = {a["engine"]: a["failure"] for a in reversed(own) if "failure" in a}
+    rounds = [Round(**a["round"]) for a in own if a["engine"] not in failures]
+    rows = summarise(rounds, date, device, shape)
+    notes = [f"{engine}: {reason}" for engine, reason in failures.items()]
+    noise = max((r.others for r in rounds), default=0.0)
+    if noise > QUIET:
+        notes.append(f"rows not kept: other programs used {noise:.0%} of the processor; run again when it is quiet")
+    elif rows:
+        append(path, rows)
+    if brief:
+        return "\n".join([speeds(shape, rows), *notes])
+    return f"{shape} on {device}\n{table(rows, rounds, notes)}"
+
+
+def speeds(shape: str, rows: Sequence[Row]) -> str:
+    """A line of what may be shown, in milliseconds a step."""
+    return ", ".join([shape, *(f"{r.engine} {1e3 / r.steps_per_s:.3g} ms" for r in rows if r.shown)])
 
 
 def summarise(rounds: Sequence[Round], date: str, device: str, shape: str) -> list[Row]:
@@ -169,6 +199,19 @@ def append(path: Path, rows: Sequence[Row]) -> None:
             writer.writerow(values)
 
 
+def has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def gpu() -> str:
+    """A slug of the GPU's name. Raises RuntimeError where PyTorch sees none."""
+    import torch
+
+    return _slug(torch.cuda.get_device_name())
+
+
 def device(threads: int) -> str:
     """A slug of the processor's name and the number of threads."""
     name = platform.processor() or platform.machine()
@@ -177,4 +220,8 @@ def device(threads: int) -> str:
         found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(encoding="utf-8"), re.MULTILINE)
         name = found[1] if found else name
     name = re.sub(r"\((r|tm)\)|\bcpu\b|\bprocessor\b|@.*", "", name.lower())
-    return f"{re.sub(r'[^a-z0-9]+', '-', name).strip('-')}-{threads}t"
+    return f"{_slug(name)}-{threads}t"
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

@@ -156,34 +156,71 @@ def add_run(subparsers: Subparsers) -> None:
         action="store_true",
         help="read activations from the model as training goes, and keep none of them on the disk",
     )
+    run.add_argument(
+        "--spread",
+        choices=("data", "latents"),
+        help="each process that torchrun started has a share of every batch, or of every SAE's latents",
+    )
     run.set_defaults(run=run_sweep)
 
 
 def run_sweep(arguments: argparse.Namespace) -> int:
+    from saecore.training import distributed
+
+    try:
+        return _run_sweep(arguments)
+    finally:
+        distributed.leave()
+
+
+def _run_sweep(arguments: argparse.Namespace) -> int:
     from saecore import sweep
     from saecore.report.ledger import LedgerError, finished
     from saecore.saes import CheckpointError
+    from saecore.training import distributed
 
+    device, spread = arguments.device, arguments.spread
     try:
         experiment, groups = sweep_of(arguments)
+        runs = [run for group in groups for run in group]
+        if arguments.plan:
+            done = finished(experiment)
+            return show_plan((run, "recorded" if run.key() in done else "to run") for run in runs)
+        if spread:
+            device = distributed.join(device, spread, runs)
     except (SpecError, OSError) as error:
-        return complain(error, REFUSED)
-    runs = [run for group in groups for run in group]
-    if arguments.plan:
-        done = finished(experiment)
-        return show_plan((run, "recorded" if run.key() in done else "to run") for run in runs)
+        return complain(error, REFUSED) if distributed.is_first() else REFUSED
+    if not distributed.is_first():
+        logging.getLogger("saecore").setLevel(logging.CRITICAL)  # rank 0 says the same
     try:
-        reasons = sweep.run_all(experiment, groups, arguments.device, stream=arguments.stream)
+        reasons = sweep.run_all(experiment, groups, device, stream=arguments.stream, spread=spread)
     except (CheckpointError, LedgerError, *sweep.UNOPENED) as error:
-        return complain(error, FAILED)
+        return complain(error, FAILED) if distributed.is_first() else FAILED
+    if not distributed.is_first():
+        return FAILED if reasons else 0
     return report(experiment, reasons, len(runs))
 
 
 def add_measure(subparsers: Subparsers) -> None:
     """`saecore measure CHECK SWEEP`"""
     measure = subparsers.add_parser("measure", help="a downstream check of the SAEs that a sweep has trained")
-    measure.add_argument("check", help="interpretability, sparse_probing or causal_editing")
+    measure.add_argument("check", help="interpretability, sparse_probing, causal_editing or causal_editing_small")
     add_sweep(measure)
+    measure.add_argument(
+        "--texts",
+        nargs="+",
+        default=[],
+        metavar="TEXTS",
+        help="sparse_probing on these: CSV files, or SAEBench's sets by name, such as fancyzhx/ag_news",
+    )
+    measure.add_argument(
+        "--columns",
+        nargs=2,
+        default=("prompt", "target"),
+        metavar=("TEXT", "LABEL"),
+        help="what holds the texts and the classes in these files (default: prompt target)",
+    )
+    measure.add_argument("--source", metavar="NAME", help="only SAEs of this source, such as minilm.3")
     measure.set_defaults(run=run_measure)
 
 
@@ -192,16 +229,26 @@ def run_measure(arguments: argparse.Namespace) -> int:
     from saecore.report.ledger import LedgerError
     from saecore.saes import CheckpointError
 
+    texts = [checks.Texts(place, *arguments.columns) for place in arguments.texts]
     try:
         _, groups = sweep_of(arguments)
+        groups = of_source(groups, arguments.source)
         if arguments.plan:
-            return show_plan(checks.plan(arguments.check, groups))
-        reasons = checks.run_all(arguments.check, groups, arguments.device)
+            return show_plan(checks.plan(arguments.check, groups, texts))
+        reasons = checks.run_all(arguments.check, groups, arguments.device, texts)
     except (SpecError, OSError) as error:
         return complain(error, REFUSED)
     except (CheckpointError, LedgerError) as error:
         return complain(error, FAILED)
     return report(arguments.check, reasons, sum(map(len, groups)))
+
+
+def of_source(groups: Sequence[list[RunSpec]], name: str | None) -> list[list[RunSpec]]:
+    """The groups whose runs are of a source, by its name in the ledger; all without a name. Raises SpecError."""
+    there = sorted({group[0].source.name for group in groups})
+    if name is not None and name not in there:
+        raise SpecError(f"--source {name}: the sweep has no such source; it has {', '.join(there)}")
+    return [group for group in groups if name in (None, group[0].source.name)]
 
 
 def show_plan(states: Iterable[tuple[RunSpec, str]]) -> int:

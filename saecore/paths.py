@@ -82,6 +82,10 @@ def build() -> Path:
     return root() / "build"
 
 
+def benchmarks() -> Path:
+    return root() / "benchmarks"
+
+
 def install_hint(extra: str) -> str:
     """How to install an extra of this package, which is on no index."""
     return f"in a clone of the repository run: pip install -e '.[{extra}]'"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import itertools
 import logging
 import time
@@ -35,7 +36,7 @@ from saecore.spec import (
 )
 from saecore.studies.examine import Examiner, examiner
 from saecore.studies.lazy import SHARES
-from saecore.training import DivergedError, Trainer, shared_streams, start, train_many
+from saecore.training import DivergedError, Trainer, distributed, shared_streams, start, train_many
 
 log = logging.getLogger(__name__)
 
@@ -170,12 +171,14 @@ def run_all(
     device: str = "cpu",
     at_once: int = 8,
     stream: bool = False,
+    spread: str | None = None,
 ) -> dict[str, str]:
     """Bring every run to its end and record it under ``experiment``; what is recorded is not run again.
 
     A group shares its stream of samples and trains together, ``at_once`` runs at a time. Interrupted, it continues
     from the last checkpoint in the cache. Floors and ceilings that need no SAE are recorded once for each source.
     ``stream``: activations are read from the model as training goes, and none are kept on the disk.
+    ``spread``: what each of several processes (:func:`distributed.join`) has a share of; all call this, one records.
 
     Returns, by key, why a run is not recorded: its source cannot be opened, or it diverged. The others go on.
     """
@@ -187,25 +190,43 @@ def run_all(
     at_hand: Examiner | None = None
     for group in groups:
         done = ledger.finished(experiment)
-        todo = [run for run in group if run.key() not in done]
+        open_runs = distributed.agreed([run.key() not in done for run in group])
+        todo = [run for run, is_open in zip(group, open_runs, strict=True) if is_open]
         if not todo:
             continue
         wanted = todo[0].source
         if wanted not in closed and (at_hand is None or at_hand.source.spec != wanted):
             at_hand = None  # before the next one is in memory
             try:
-                at_hand = examiner(_opened(wanted, device, stream))
+                at_hand = _examined(wanted, device, stream)
             except UNOPENED as error:
                 log.error("%s cannot be opened, its runs are left out: %s", wanted.name, error)
                 closed[wanted] = str(error)
             else:
-                _record_references(experiment, at_hand)
+                if distributed.is_first():
+                    _record_references(experiment, at_hand)
         if at_hand is None or wanted in closed:
             left_out |= {run.key(): closed[wanted] for run in todo}
             continue
         for first in range(0, len(todo), at_once):
-            left_out |= _run_group(experiment, todo[first : first + at_once], at_hand)
+            left_out |= _run_group(experiment, todo[first : first + at_once], at_hand, spread)
     return left_out
+
+
+def _examined(spec: SourceSpec | ActivationSpec, device: str, stream: bool) -> Examiner:
+    """A source with what measures SAEs on it. Of several processes the first harvests, and it alone measures."""
+    at_hand = failure = None
+    for turn in (True, False):
+        try:
+            if distributed.is_first() == turn:
+                source = _opened(spec, device, stream)
+                at_hand = examiner(source) if turn else Examiner(source)
+        except UNOPENED as error:
+            failure = error
+        if not distributed.everywhere(failure is None):
+            raise failure or SpecError("another process of this run cannot open it, and says why")
+    assert at_hand is not None
+    return at_hand
 
 
 def _opened(spec: SourceSpec | ActivationSpec, device: str, stream: bool) -> Source:
@@ -220,11 +241,12 @@ def _opened(spec: SourceSpec | ActivationSpec, device: str, stream: bool) -> Sou
         return open_source(spec, device, progress=bar.update)
 
 
-def _run_group(experiment: str, group: list[RunSpec], at_hand: Examiner) -> dict[str, str]:
+def _run_group(experiment: str, group: list[RunSpec], at_hand: Examiner, spread: str | None = None) -> dict[str, str]:
     """By key, why a run diverged."""
     source, diverged = at_hand.source, {}
-    trainers = [start(run, source) for run in group]
-    starts = {trainer.run.key(): copy.deepcopy(trainer.sae) for trainer in trainers}
+    begin = functools.partial(distributed.start, spread=spread) if spread else start
+    trainers = [begin(run, source) for run in group]
+    starts = {trainer.run.key(): copy.deepcopy(trainer.whole()) for trainer in trainers}
     for trainer in trainers:
         if trainer.resume(_state_path(trainer.run)):
             log.info("%s resumes at step %d", trainer.run.key(), trainer.steps_done)
@@ -235,17 +257,22 @@ def _run_group(experiment: str, group: list[RunSpec], at_hand: Examiner) -> dict
         trainers = _advance(trainers, source, stop, diverged)
         for trainer in behind:
             if trainer.steps_done == stop and stop in marks:
-                fresh = starts[trainer.run.key()].W_dec.detach()
-                _record(experiment, trainer, source, stop, glimpse(trainer.sae, source, start=fresh))
-        if time.monotonic() - saved > SAVE_SECONDS:
+                sae, silent = trainer.whole(), _silent(trainer)
+                if distributed.is_first():
+                    fresh = starts[trainer.run.key()].W_dec.detach()
+                    _record(experiment, trainer, source, stop, glimpse(sae, source, start=fresh) | silent)
+        if distributed.agreed([time.monotonic() - saved > SAVE_SECONDS])[0]:
             for trainer in trainers:
                 trainer.save(_state_path(trainer.run))
             saved = time.monotonic()
             log.info("%s: %s at step %d of %d", experiment, [t.run.sae.architecture for t in trainers], stop, steps)
     for trainer in trainers:
-        values = at_hand.measure(trainer.sae, starts[trainer.run.key()], trainer.run)
-        checkpoint.save(sae_path(trainer.run), trainer.sae, trainer.run)
-        _record(experiment, trainer, source, trainer.steps_done, values)
+        sae, silent = trainer.whole(), _silent(trainer)
+        if not distributed.is_first():
+            continue
+        values = at_hand.measure(sae, starts[trainer.run.key()], trainer.run)
+        checkpoint.save(sae_path(trainer.run), sae, trainer.run)
+        _record(experiment, trainer, source, trainer.steps_done, values | silent)
         _state_path(trainer.run).unlink(missing_ok=True)
         run, found = trainer.run, [f"{name} {values[name]:.3f}" for name in HEADLINES if name in values]
         log.info("%s %s %s %s %s", run.key(), run.sae.architecture, run.constraint.name, run.settings(),
@@ -280,9 +307,14 @@ def _record_references(experiment: str, at_hand: Examiner) -> None:
     ledger.record(experiment, ledger.references(spec, at_hand.references(), at_hand.source.device))
 
 
+def _silent(trainer: Trainer) -> dict[str, float]:
+    """The share of latents that have been silent for long, once there has been so long a time."""
+    if trainer.steps_done < SILENT_STEPS:
+        return {}
+    return {"silent_share": trainer.ranks.count(trainer.silent >= SILENT_STEPS) / trainer.run.sae.n_latents}
+
+
 def _record(experiment: str, trainer: Trainer, source: Source, step: int, values: dict[str, float]) -> None:
-    if trainer.steps_done >= SILENT_STEPS:
-        values = values | {"silent_share": float((trainer.silent >= SILENT_STEPS).float().mean())}
     ledger.record(experiment, ledger.rows(trainer.run, step, values, trainer.seconds, source.device))
 
 

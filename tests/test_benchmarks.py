@@ -1,8 +1,12 @@
-"""The benchmark's bookkeeping, on made rounds: no library is run."""
+"""The benchmark's bookkeeping on made rounds, and one small benchmark from end to end."""
 
 import importlib
+import json
 import math
+import os
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,6 +136,37 @@ def test_a_file_with_other_columns_is_left_alone(tmp_path):
     assert path.read_text() == "a,b\n1,2\n"
 
 
+def answered(engine, shape="small", **changed):
+    made = {"engine": engine, "version": "1", "steps_per_s": 9.0, "start_loss": 2.0, "loss": 1.0, "peak_mb": 5.0}
+    return {"shape": shape, "engine": engine, "round": made | changed}
+
+
+def settle(answers, path, **options):
+    return scoreboard.settle("small", answers, "2026-01-01T00:00", "machine-2t", path, **options)
+
+
+def test_an_engine_without_an_answer_is_named_and_has_no_row(tmp_path):
+    answers = [answered("plain topk"), answered("a topk"), {"shape": "small", "engine": "b topk", "failure": "why not"}]
+    twice = [*answers, answered("b topk"), answered("plain topk", "big", steps_per_s=3.0)]
+    text = settle(twice, tmp_path / "rows.csv")
+    assert "b topk: why not" in text.splitlines()
+    kept = (tmp_path / "rows.csv").read_text()
+    assert "a topk" in kept and "b topk" not in kept and "big" not in kept
+
+
+def test_rows_are_not_kept_where_others_used_the_processor(tmp_path):
+    path = tmp_path / "rows.csv"
+    text = settle([answered("plain topk"), answered("a topk", others=scoreboard.QUIET + 0.01)], path)
+    assert "rows not kept: other programs used 16%" in text and not path.exists()
+    settle([answered("plain topk"), answered("a topk", others=scoreboard.QUIET)], path)
+    assert path.exists()
+
+
+def test_growth_takes_a_line_in_which_a_wrong_loss_has_no_speed(tmp_path):
+    text = settle([answered("plain topk"), answered("a topk", loss=1.2)], tmp_path / "rows.csv", brief=True)
+    assert text == "small, plain topk 111 ms"
+
+
 def test_a_device_is_a_plain_slug():
     name = scoreboard.device(2)
     assert name.endswith("-2t")
@@ -167,3 +202,221 @@ def test_ours_trains_like_the_plain_loop(architecture):
                 float(torch.stack([(engine.reconstruct(x) - x).square().mean() for x in data.held_out]).mean())
             )
     assert scoreboard.agrees(losses[1], losses[0])
+
+
+def test_a_shape_can_be_written_out():
+    problem = importlib.import_module("problem")
+    shape = problem.Shape.named("256x4096-k16-b1024")
+    assert (shape.d_model, shape.n_latents, shape.k, shape.batch_size) == (256, 4096, 16, 1024)
+    assert str(shape) == "256x4096-k16-b1024" and problem.Shape.named("big") is problem.SHAPES["big"]
+    with pytest.raises(ValueError, match="shape 'huge' is none of synthetic,"):
+        problem.Shape.named("huge")
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_growth_moves_one_axis_at_a_time_around_the_centre(kind):
+    problem = importlib.import_module("problem")
+    centre, factors = problem.GROWTH[kind]
+    names = problem.growth(kind)
+    assert len(names) == len(set(names)) == 1 + 3 * (len(factors) - 1) and str(centre) in names
+    sizes = [(s.n_latents, s.k, s.batch_size) for s in map(problem.Shape.named, names)]
+    same = [sum(a == b for a, b in zip(s, (centre.n_latents, centre.k, centre.batch_size), strict=True)) for s in sizes]
+    assert sorted(set(same)) == [2, 3]
+
+
+def test_every_engine_has_a_library_and_ours_comes_last():
+    engines = importlib.import_module("engines")
+    assert {engines.library(e) for e in engines.ENGINES} == set(engines.LIBRARIES)
+    assert engines.library("sae-lens-bf16 topk") == "sae-lens" and list(engines.LIBRARIES)[-1] == scoreboard.OURS
+
+
+@pytest.fixture
+def bench():
+    pytest.importorskip("psutil")
+    return importlib.import_module("run")
+
+
+def test_a_library_that_is_not_there_is_told_from_a_broken_one(bench, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "lame_library.py").write_text("import no_such_part")
+    (tmp_path / "broken_library.py").write_text("1 / 0")
+    assert bench.importable("json") == ""
+    assert bench.importable("no_such_library.part") == "not installed"
+    assert bench.importable("lame_library") == "cannot be imported without no_such_part"
+    assert bench.importable("broken_library") == "cannot be imported (ZeroDivisionError: division by zero)"
+
+
+@pytest.fixture
+def plan(bench):
+    jobs = [("small", "a topk"), ("small", "b topk"), ("small", "c topk")]
+    return bench.Plan("a", jobs, "cpu", threads=1, steps=1, least_seconds=0.0, seconds=30.0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the patched body reaches a forked process only")
+def test_a_measurement_that_dies_or_hangs_is_named(bench, plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "work", lambda *_: os._exit(3))
+    assert "ended with code 3" in bench.alone(plan, "small", "a topk", tmp_path, 30)["failure"]
+    monkeypatch.setattr(bench, "work", lambda *_: time.sleep(60))
+    assert bench.alone(plan, "small", "a topk", tmp_path, 0.2) == {"failure": bench.OUT_OF_TIME}
+    assert bench.alone(plan, "small", "a topk", tmp_path, 0.0) == {"failure": bench.OUT_OF_TIME}
+
+
+def test_a_failure_is_the_first_line_of_its_error(bench, plan, tmp_path, monkeypatch):
+    def fail(*_):
+        raise MemoryError("no room\nand more")
+
+    monkeypatch.setattr(bench, "train", fail)
+    assert bench.work(plan, "small", "a topk", tmp_path) == {"failure": "MemoryError: no room"}
+    assert json.loads((tmp_path / bench.ANSWER).read_text()) == {"failure": "MemoryError: no room"}
+
+
+def test_on_a_gpu_a_process_ends_where_one_fails(bench, plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "work", lambda _, shape, engine, folder: {"failure": "x"} if engine[0] == "b" else {})
+    monkeypatch.setattr(bench, "importable", lambda _: "")
+    bench.serve(bench.replace(plan, library="plain", device="cuda"), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / bench.ANSWERS).read_text().splitlines()]
+    assert [(line["engine"], line.get("failure")) for line in lines] == [("a topk", None), ("b topk", "x")]
+
+
+def test_a_library_that_is_not_there_answers_for_all_its_engines(bench, plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "importable", lambda _: "not installed")
+    for device in ("cpu", "cuda"):
+        bench.serve(bench.replace(plan, library="plain", device=device), tmp_path)
+    lines = (tmp_path / bench.ANSWERS).read_text().splitlines()
+    assert len(lines) == 6 and {json.loads(line)["failure"] for line in lines} == {"not installed"}
+
+
+def test_after_a_crash_the_next_process_goes_on(bench, plan, tmp_path, monkeypatch):
+    asked = []
+
+    def run(command, **_):
+        asked.append([job[1] for job in json.loads(command[command.index("--worker") + 1])["jobs"]])
+        if asked[-1][0] == "b topk":
+            return subprocess.CompletedProcess(command, -11)
+        (tmp_path / bench.ANSWERS).write_text(json.dumps(answered(asked[-1][0])) + "\n")
+        return subprocess.CompletedProcess(command, 0 if len(asked[-1]) == 1 else -11)
+
+    monkeypatch.setattr(bench.subprocess, "run", run)
+    found = {a["engine"]: a.get("failure") for a in bench.measure(plan, tmp_path)}
+    assert asked == [["a topk", "b topk", "c topk"], ["c topk"]]
+    assert found["a topk"] is None and found["c topk"] is None and "code -11" in found["b topk"]
+
+
+def test_what_there_was_no_time_for_is_named(bench, plan, tmp_path, monkeypatch):
+    def run(command, timeout, **_):
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(bench.subprocess, "run", run)
+    ticks = iter([0.0, 0.0, 0.0, 31.0])
+    monkeypatch.setattr(bench.time, "monotonic", lambda: next(ticks))
+    assert {a["failure"] for a in bench.measure(plan, tmp_path)} == {bench.OUT_OF_TIME}
+
+
+@pytest.mark.parametrize("name", ["run", "crossover"])
+def test_without_a_gpu_nothing_starts(name, monkeypatch, capsys):
+    monkeypatch.setattr(scoreboard, "has_gpu", lambda: False)
+    with pytest.raises(SystemExit):
+        importlib.import_module(name).main(["--device", "cuda"])
+    assert "PyTorch sees no GPU here" in capsys.readouterr().err
+
+
+def test_a_benchmark_from_end_to_end(bench, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(bench.LEAST_SECONDS, "cpu", 0.01)
+    monkeypatch.setattr(scoreboard, "QUIET", 1.0)
+    words = "--shape 24x96-k4-b128 --steps 30 --rounds 1 --threads 1 --results".split()
+    assert bench.main([*words, str(tmp_path), "--engines", "plain topk", "limit float32", "saecore topk"]) == 0
+    text = capsys.readouterr().out
+    (path,) = tmp_path.iterdir()
+    rows = [line.split(",") for line in path.read_text().splitlines()[1:]]
+    assert {row[3]: row[8] for row in rows} == {"limit float32": "limit", "plain topk": "yes", "saecore topk": "yes"}
+    assert {row[2] for row in rows} == {"24x96-k4-b128"} and all(float(row[5]) > 0 for row in rows)
+    assert text.splitlines()[-1].startswith("saecore topk / limit float32 = ")
+
+
+@pytest.fixture
+def gpu():
+    return importlib.import_module("gpu")
+
+
+def stage(gpu, name, code, **options):
+    return gpu.Stage(name, [sys.executable, "-c", code], minutes=1, **options)
+
+
+def test_a_stage_that_fails_or_hangs_is_named(gpu, tmp_path):
+    log = tmp_path / "log"
+    good = gpu.run(stage(gpu, "good", "print('here')"), 30, log)
+    bad = gpu.run(stage(gpu, "bad", "import sys; print('x'); sys.exit('no luck')"), 30, log)
+    slow = gpu.run(stage(gpu, "slow", "import time; print('began', flush=True); time.sleep(60)"), 1, log)
+    assert (good.words, good.output) == ("done", "here\n")
+    assert bad.words == "failed (code 1); last words: no luck"
+    assert slow.words.startswith("stopped, its time was up") and slow.output == "began\n"
+    assert "== bad: failed" in log.read_text() and "no luck" in log.read_text()
+
+
+def test_the_speeds_are_printed_last(gpu):
+    made = [
+        gpu.Outcome(stage(gpu, name, "", shown=name != "tests"), 1.0, "done", f"words of {name}\n")
+        for name in ("tests", "speed", "growth")
+    ]
+    text = gpu.report(made)
+    assert "words of tests" not in text and text.index("words of growth") < text.index("words of speed")
+    assert text.splitlines()[0].split() == ["tests", "1", "s", "done"]
+
+
+def test_the_stages_of_a_gpu_leave_time_for_the_runs(gpu, tmp_path):
+    named = {s.name: s for s in gpu.stages(tmp_path, None)}
+    assert sum(s.minutes for s in named.values()) <= 7.8 and named["recovery"].minutes == 0
+    shapes = named["speed"].command
+    assert all(s in importlib.import_module("problem").SHAPES for s in gpu.SHAPES) and set(gpu.SHAPES) <= set(shapes)
+    assert str(tmp_path) in gpu.stages(tmp_path, tmp_path)[1].extra["PYTHONPATH"]
+
+
+def test_without_wheels_only_what_is_installed_takes_part(gpu):
+    assert "only peers that are installed" in gpu.unpack(gpu.ROOT / "build" / "none", gpu.ROOT / "build" / "site")
+
+
+@pytest.fixture
+def crossover():
+    return importlib.import_module("crossover")
+
+
+@pytest.mark.parametrize(
+    ("dense", "words"),
+    [
+        ((4.0, 4.0, 4.0), "the definition is faster from a share of 0.2 on"),
+        ((1.0, 4.0, 4.0), "the definition is faster from 0.1 on, or from below that"),
+        ((9.0, 9.0, 9.0), "the kernels are faster up to 0.4 at least"),
+    ],
+)
+def test_a_crossover_lies_where_the_lines_meet(crossover, dense, words):
+    points = [
+        crossover.Point(share, sparse, d, True)
+        for share, sparse, d in zip((0.1, 0.2, 0.4), (2.0, 4.0, 8.0), dense, strict=True)
+    ]
+    assert crossover.crossing(points) == words
+
+
+def test_a_crossover_between_two_shares_and_one_without_a_check(crossover):
+    points = [crossover.Point(0.1, 1.0, 2.0, True), crossover.Point(0.4, 2.0, 1.0, True)]
+    assert crossover.crossing(points) == "the definition is faster from a share of 0.2 on"
+    wrong = [crossover.Point(p.share, p.sparse, 777.0, False) for p in points]
+    assert "777" not in crossover.table(wrong) and "no crossover" in crossover.table(wrong)
+
+
+@pytest.mark.parametrize("architecture", ["relu", "topk"])
+def test_both_paths_are_measured_at_the_share_asked_for(crossover, architecture):
+    point = crossover.measure("24x96-k1-b64", architecture, "cpu", share=0.125, steps=2)
+    assert point.share == 0.125 and point.agree and point.sparse > 0 and point.dense > 0
+
+
+@pytest.mark.parametrize("kind", ["named", "cpu", "cuda"])
+def test_the_spec_of_every_shape_is_allowed(kind):
+    """Built without memory: the largest would take gigabytes."""
+    torch = pytest.importorskip("torch")
+    problem, engines = importlib.import_module("problem"), importlib.import_module("engines")
+    for name in problem.SHAPES if kind == "named" else problem.growth(kind):
+        shape = problem.Shape.named(name)
+        start = torch.empty(shape.n_latents, shape.d_model, device="meta")
+        data = problem.Problem(start, torch.empty(0), torch.empty(0))
+        for architecture in ("topk", "batch_topk"):
+            assert engines.saecore(shape, data, architecture, shape.steps).reconstruct is not None

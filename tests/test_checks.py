@@ -1,14 +1,20 @@
 """The checks on a sweep's SAEs: recorded once, under the runs' own keys, with what was left out and why."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("transformers")
 
 from saecore import checks, cli, paths, sweep
+from saecore.judges.endpoint import MODEL
 from saecore.report import ledger
 from saecore.spec import SpecError
+from saecore.studies import interpretability, probing
 
 SWEEP = """
 experiment: tiny
@@ -99,5 +105,114 @@ def test_the_plan_says_what_would_be_measured(groups, tmp_path, capsys, monkeypa
     assert {state for _, state in checks.plan("counted", groups)} == {"recorded"}
 
 
-def test_the_three_checks_are_those_of_the_book():
-    assert list(checks.CHECKS) == ["interpretability", "sparse_probing", "causal_editing"]
+def test_the_checks_are_those_of_the_book():
+    assert list(checks.CHECKS) == ["interpretability", "sparse_probing", "causal_editing", "causal_editing_small"]
+
+
+def table(folder: Path, name: str, kinds: Sequence[str] = ("fish", "bird"), header: str = "prompt,target") -> str:
+    lines = [
+        f"The {kind} number {i} {'swims' if kind == 'fish' else 'flies'},{kind}" for i in range(30) for kind in kinds
+    ]
+    (folder / name).write_text("\n".join([header, *lines]))
+    return str(folder / name)
+
+
+def test_named_texts_are_recorded_apart_each_under_its_name(groups, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(probing, "prepare", partial(probing.prepare, ks=(1, 2)))
+    sweep.run_all("tiny", groups)
+    measure = ["measure", "sparse_probing", str(tmp_path / "tiny.yml"), "--texts"]
+    animals, more = table(tmp_path, "Land animals.v2.csv"), table(tmp_path, "more.csv", header="what,kind")
+    assert cli.main([*measure, animals]) == 0 and not ledger.path(probing.EXPERIMENT).exists()
+    found = ledger.read(probing.ON_TEXTS)
+    assert set(found["metric"]) == {f"probing_top{k}_land_animals" for k in (1, 2)}
+    assert set(found["constraint"]) == {"free", "untrained", "majority", "neurons", "pca", "dense_probe"}
+    capsys.readouterr()
+    for named, states in (
+        ((more, "--columns", "what", "kind"), (2, 0)),
+        ((animals,), (0, 2)),
+        ((animals, more), (2, 0)),
+    ):
+        assert cli.main([*measure, *named, "--plan"]) == 0
+        said = capsys.readouterr().out
+        assert (said.count("to measure"), said.count("recorded")) == states
+    assert cli.main([*measure, more, "--columns", "what", "kind"]) == 0
+    both = ledger.read(probing.ON_TEXTS)
+    assert {"probing_top1_land_animals", "probing_top1_more"} <= set(both["metric"])
+    kept = both[both["metric"].str.endswith("animals")].reset_index(drop=True)
+    assert kept.equals(found), "a second set moves nothing of the first"
+
+    (tmp_path / "empty.csv").write_text("")
+    bad = {
+        str(
+            tmp_path / "nowhere.csv"
+        ): "nowhere.csv' are no file and none of SAEBench's sets; give a CSV, or one of Lab",
+        str(tmp_path / "empty.csv"): "empty.csv cannot be read as CSV",
+        table(tmp_path, "header.csv", kinds=()): "'header' has no texts",
+        table(tmp_path, "one.csv", kinds=("fish",)): "'one' has one class only, 'fish'",
+        table(tmp_path, "other.csv", header="a,b"): "has the columns a, b, not 'prompt'",
+    }
+    assert cli.main([*measure, *bad, table(tmp_path, "good.csv")]) == cli.FAILED
+    assert "2 of 2 runs are not recorded" in capsys.readouterr().err
+    assert "probing_top1_good" in set(ledger.read(probing.ON_TEXTS)["metric"]), "the others are measured"
+    for place, said in bad.items():
+        assert cli.main([*measure, place]) == cli.FAILED
+        assert said in capsys.readouterr().err
+
+
+def test_a_source_of_the_sweep_may_be_named(groups, tmp_path, capsys):
+    measure = ["measure", "sparse_probing", str(tmp_path / "tiny.yml"), "--plan", "--source"]
+    assert cli.main([*measure, "tiny.1"]) == cli.REFUSED
+    name = groups[0][0].source.name
+    assert f"no such source; it has {name}" in capsys.readouterr().err
+    assert cli.main([*measure, name]) == 0
+    assert capsys.readouterr().out.count("not trained") == 2
+
+
+def test_an_sae_that_a_check_cannot_take_is_left_out_and_the_others_go_on(groups, monkeypatch):
+    class Particular(Counted):
+        def measure(self, sae):
+            if self.asked == 0:
+                self.asked = 1
+                raise ValueError("k=20 must lie between 1 and the 16 latents that there are")
+            return super().measure(sae)
+
+    monkeypatch.setitem(checks.CHECKS, "counted", Particular())
+    sweep.run_all("tiny", groups)
+    first, second = (run.key() for run in groups[0])
+    assert checks.run_all("counted", groups) == {first: "k=20 must lie between 1 and the 16 latents that there are"}
+    assert checks.recorded("counted") == {second, groups[0][0].source.key()}
+
+
+def test_texts_are_for_sparse_probing_and_tell_themselves_apart(groups, tmp_path, capsys):
+    file, animals = str(tmp_path / "tiny.yml"), table(tmp_path, "animals.csv")
+    assert cli.main(["measure", "causal_editing", file, "--texts", animals]) == cli.REFUSED
+    assert "reads no texts of your choice" in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    twin = table(tmp_path / "other", "animals.csv")
+    assert cli.main(["measure", "sparse_probing", file, "--texts", animals, twin]) == cli.REFUSED
+    assert "several texts are called animals" in capsys.readouterr().err
+
+
+def test_rows_of_two_judges_never_mix(groups, tmp_path, monkeypatch):
+    """Text without labels is read by the model that the environment names, and its rows stand in a file of its own."""
+    sweep.run_all("tiny", groups)
+    unlabelled = [replace(run, source=replace(run.source, dataset="some.txt")) for run in groups[0]]
+    for run in unlabelled:
+        sweep.sae_path(run).write_bytes(sweep.sae_path(groups[0][0]).read_bytes())
+    monkeypatch.setattr(checks, "open_source", lambda spec, device: SimpleNamespace(spec=spec))
+    keys = {run.key() for run in unlabelled}
+    for judge, wanted in (("gpt-4o-mini", "gpt_4o_mini"), ("Qwen/Qwen2.5-7B", "qwen_qwen2_5_7b")):
+        check = Counted()
+        monkeypatch.setitem(checks.CHECKS, interpretability.EXPERIMENT, check)
+        monkeypatch.setenv(MODEL, judge)
+        assert checks.run_all(interpretability.EXPERIMENT, [groups[0], unlabelled]) == {}
+        assert checks.run_all(interpretability.EXPERIMENT, [groups[0], unlabelled]) == {}
+        own = ledger.read(f"interpretability_{wanted}")
+        assert keys < set(own["key"]) and not {run.key() for run in groups[0]} & set(own["key"])
+        assert {state for run, state in checks.plan(interpretability.EXPERIMENT, [unlabelled])} == {"recorded"}
+        assert check.asked == (4 if judge == "gpt-4o-mini" else 2), (
+            "the oracle's rows are there once, whoever else judges"
+        )
+    assert not keys & set(ledger.read(interpretability.EXPERIMENT)["key"])
+    monkeypatch.delenv(MODEL)
+    assert {state for run, state in checks.plan(interpretability.EXPERIMENT, [unlabelled])} == {"to measure"}

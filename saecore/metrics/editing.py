@@ -110,6 +110,10 @@ class Edit(Protocol):
         self, base: Int[Tensor, "batch"], source: Int[Tensor, "batch"], temperature: float
     ) -> Float[Tensor, "batch d_model"]: ...
 
+    def cost(self, temperature: float) -> Float[Tensor, ""] | float:
+        """What is added to the loss."""
+        ...
+
     def parameters(self) -> list[Tensor]: ...
 
     def settle(self) -> None:
@@ -118,16 +122,22 @@ class Edit(Protocol):
 
 
 class Mask:
-    """A binary mask over coordinates, learned as sigmoid(logits / temperature); what it has chosen is logits > 0."""
+    """A binary mask over coordinates, learned as sigmoid(logits / temperature); what it has chosen is logits > 0.
 
-    def __init__(self, space: Coordinates) -> None:
-        self.space = space
+    ``price``: of each coordinate in the mask, in units of the loss; SAEBench has none.
+    """
+
+    def __init__(self, space: Coordinates, price: float = 0.0) -> None:
+        self.space, self.price = space, price
         self.logits = nn.Parameter(space.codes.new_zeros(space.codes.shape[1]))
 
     def edited(
         self, base: Int[Tensor, "batch"], source: Int[Tensor, "batch"], temperature: float
     ) -> Float[Tensor, "batch d_model"]:
         return self.space.edited(base, source, torch.sigmoid(self.logits / temperature))
+
+    def cost(self, temperature: float) -> Float[Tensor, ""] | float:
+        return self.price * torch.sigmoid(self.logits / temperature).sum() if self.price else 0.0
 
     def parameters(self) -> list[Tensor]:
         return [self.logits]
@@ -174,12 +184,12 @@ def train(
     epochs: int = EPOCHS,
     learning_rate: float = LEARNING_RATE,
 ) -> None:
-    """Adam on ``loss`` alone, over the same batches of pairs in each epoch, while the temperature falls."""
+    """Adam on ``loss`` and the edit's own cost, over the same batches of pairs each epoch, as the temperature falls."""
     optimiser = torch.optim.Adam(edit.parameters(), lr=learning_rate)
     order = [which for _ in range(epochs) for which in batches]
     for which, temperature in zip(order, temperatures(len(order)), strict=True):
         optimiser.zero_grad()
-        loss(edit.edited(base[which], source[which], temperature), which).backward()
+        (loss(edit.edited(base[which], source[which], temperature), which) + edit.cost(temperature)).backward()
         optimiser.step()
         edit.settle()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -38,6 +38,12 @@ class Binary:
     train_labels: Int[np.ndarray, "train"]
     test: Int[np.ndarray, "test"]
     test_labels: Int[np.ndarray, "test"]
+
+
+def unseen(task: Binary, content: Int[np.ndarray, "texts"]) -> Binary:
+    """Without the test texts whose content, a number for each text, a training text has too."""
+    kept = ~np.isin(content[task.test], content[task.train])
+    return replace(task, test=task.test[kept], test_labels=task.test_labels[kept])
 
 
 def averaging(ends: Int[np.ndarray, "texts_plus_one"]) -> sparse.csr_array:

@@ -7,8 +7,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saecore import kernels
-from saecore.kernels.batch_topk import reference
+from saecore.kernels.batch_topk import dense, reference
 from saecore.spec import SAESpec
+
+ROOM = 4
+"""Times ``l0`` codes a row for which the Triton path has room. Not measured on a GPU yet: a batch that is denser is no
+longer what the SAE was trained for."""
 
 
 class SAE(nn.Module):
@@ -59,7 +63,7 @@ class SAE(nn.Module):
         self.check_input(x)
         pre = self.preactivations(x)
         if self.selects_per_row:
-            mask = reference.select_ranked(pre, self.spec.l0, 1)
+            mask = dense.select_ranked(pre, self.spec.l0, 1)
         else:
             weight = self.ranking_weight(x)
             scores = pre if weight is None else pre * weight[:, None]
@@ -78,10 +82,17 @@ class SAE(nn.Module):
 
     @torch.no_grad()
     def encode_sparse(self, x: Float[Tensor, "batch d_model"]):
-        """:meth:`encode` as SparseCodes, by the compiled path where there is one."""
+        """:meth:`encode` as SparseCodes, by the Triton or the compiled path where there is one.
+
+        The Triton path has room for ``ROOM`` times ``spec.l0`` codes a row above a threshold; where a batch has more,
+        it is encoded densely.
+        """
         from saecore.kernels.sparse_codes.codes import SparseCodes
 
         self.check_input(x)
+        if kernels.triton_path(x):
+            codes = self._encode_on_device(x)
+            return SparseCodes.from_dense(self.encode(x)) if codes is None else codes
         if not kernels.fast_path(x):
             return SparseCodes.from_dense(self.encode(x))
         from saecore.kernels.batch_topk import cpu
@@ -95,6 +106,22 @@ class SAE(nn.Module):
         if weight is not None:
             codes.values /= weight.repeat_interleave(torch.from_numpy(codes.indptr).diff()).numpy()
         return codes
+
+    def _encode_on_device(self, x):
+        """Codes by the Triton path; None where there is too little room."""
+        from saecore.kernels.batch_topk import triton
+
+        if self.selects_per_row:
+            return triton.select_ranked(self.preactivations(x), self.spec.l0, 1)[0].to_host()
+        seen, weight = self.encoder_input(x), self.ranking_weight(x)
+        ranked = seen if weight is None else seen * weight[:, None]
+        room = min(ROOM * self.spec.l0, self.spec.n_latents) * len(x)
+        codes, overflow = triton.encode_above(ranked, self.W_enc.data, self.b_enc.data, self.checked_threshold(), room)
+        if overflow:
+            return None
+        if weight is not None:
+            codes.values /= weight.index_select(0, codes.rows.clamp_max(len(x) - 1))
+        return codes.to_host()
 
     def checked_threshold(self) -> Float[Tensor, "n_latents"]:
         if self.threshold.isnan().any():

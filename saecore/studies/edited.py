@@ -24,6 +24,26 @@ def attributes(frame: pd.DataFrame) -> list[str]:
     return sorted({metric.removeprefix(SIZE) for metric in frame["metric"] if metric.startswith(SIZE)})
 
 
+def priced(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the check ``SMALL`` under their plain metrics, with the price of a latent as the column ``price``."""
+    told = frame["metric"].str.extract(r"^(?P<metric>.*)_at_(?P<price>[\d.e-]+)$")
+    return frame.assign(metric=told["metric"], price=told["price"].astype(float))
+
+
+def by_price(frame: pd.DataFrame, of: Sequence[str]) -> pd.DataFrame:
+    """Mask size (``latents``) and ``disentanglement``, means over these attributes: columns by price, then by name.
+
+    ``frame``: rows with a column ``price``. A row for each constraint and init that is recorded at every price, in the
+    order of pages.
+    """
+    told = {f"{SIZE}{a}": "latents" for a in of} | {f"{METRIC}_{a}": "disentanglement" for a in of}
+    rows = frame[frame["metric"].isin(told)]
+    rows = rows.assign(metric=rows["metric"].map(told))
+    table = rows.pivot_table(index=["constraint", "init"], columns=["price", "metric"], values="value").dropna()
+    order = names.ordered(frame["constraint"])
+    return table.loc[sorted(table.index, key=lambda key: (order.index(key[0]), key[1] != "iso"))]
+
+
 def implied(data: Entities) -> pd.DataFrame:
     """How much one attribute says of another: the share of the row's values that leave the column one value."""
     values = pd.DataFrame([dict(entity.values) for entity in data.entities])[list(data.attributes)]

@@ -20,6 +20,7 @@ from torch import Tensor
 from saecore.activations import models
 from saecore.metrics import editing
 from saecore.metrics.editing import Coordinates, Mask, Outcomes, Subspace
+from saecore.report import inference
 from saecore.saes.base import SAE
 from saecore.saes.constraints import components
 from saecore.sources.base import Source
@@ -40,6 +41,10 @@ WINDOW = 8 * TRAINED
 """Pairs that are sorted by length before they are batched, which saves padding."""
 CEILING_EPOCHS = 10
 """MDAS is a ceiling, so it trains on; a mask over latents gains little from that."""
+SMALL = "causal_editing_small"
+"""The check with masks that pay for their size."""
+PRICES = (0.003, 0.01, 0.03, 0.1)
+"""Of a latent in a mask, in nats of the answer's cross-entropy."""
 
 Fitted = tuple[str, Coordinates, Bool[Tensor, "coordinates"]]
 """An attribute, the coordinates that it is edited in, and the mask."""
@@ -85,10 +90,14 @@ class Editor:
 
     def references(self) -> dict[str, dict[str, float]]:
         """Floors and ceilings without an SAE, by their names in the ledger; what the model knew, under ``model``."""
-        spaces = {"neurons": self._neurons, "pca": editing.rotated(self.rows, self.principal)}
         found = self.floors | {"mdas": self._mdas}
-        found |= {name: _values(self.outcomes(self._masks(space))) for name, space in spaces.items()}
+        found |= {name: _values(self.outcomes(self._masks(space))) for name, space in self.given.items()}
         return {name: self._with_share(values) for name, values in found.items()} | {"model": dict(self.counts)}
+
+    @property
+    def given(self) -> dict[str, Coordinates]:
+        """Coordinates without an SAE, by their names in the ledger."""
+        return {"neurons": self._neurons, "pca": editing.rotated(self.rows, self.principal)}
 
     @cached_property
     def floors(self) -> dict[str, dict[str, float]]:
@@ -145,7 +154,7 @@ class Editor:
         return Outcomes(pairs.cause, right)
 
     def fit(self, attribute: str, edit: Mask, epochs: int = editing.EPOCHS) -> None:
-        """Train a mask on the training pairs of an attribute: cross-entropy of the answer's first token, nothing else.
+        """Train a mask on the training pairs of an attribute: cross-entropy of the answer's first token, and its cost.
 
         Model and SAE stay as they are.
         """
@@ -159,13 +168,27 @@ class Editor:
 
         editing.train(edit, pairs.base, pairs.source, _batches(pairs, self.seed), loss, epochs)
 
+    def priced(self, space: Coordinates, attributes: Sequence[str], price: float) -> dict[str, float]:
+        """Scores and sizes of masks whose every latent costs ``price``, by the first names of :meth:`measure`."""
+        results = []
+        for attribute in attributes:
+            chosen = self._mask(attribute, space, price)
+            results.append(Outcome(attribute, int(chosen.sum()), self.score(attribute, space, chosen)))
+        return _values({"": results})
+
+    @cached_property
+    def heights(self) -> dict[str, float]:
+        """How far MDAS lies above the better floor in disentanglement, for each attribute."""
+        names = {attribute: f"{METRIC}_{_plain(attribute)}" for attribute in self.tasks}
+        return {a: self._mdas[n] - max(floor[n] for floor in self.floors.values()) for a, n in names.items()}
+
     def _masks(self, space: Coordinates) -> Iterator[Fitted]:
         """A mask for each attribute, all in the same coordinates."""
         for attribute in self.tasks:
             yield attribute, space, self._mask(attribute, space)
 
-    def _mask(self, attribute: str, space: Coordinates) -> Bool[Tensor, "coordinates"]:
-        mask = Mask(space)
+    def _mask(self, attribute: str, space: Coordinates, price: float = 0.0) -> Bool[Tensor, "coordinates"]:
+        mask = Mask(space, price)
         self.fit(attribute, mask)
         return mask.chosen()
 
@@ -188,6 +211,51 @@ class Editor:
         floor = max(found[METRIC] for found in self.floors.values())
         share = editing.share(values[METRIC], floor, self._mdas[METRIC])
         return values if share is None else values | {"editing_share": share}
+
+
+@dataclass(frozen=True)
+class Small:
+    """Edits by masks that pay for their size, as a check of its own: what do a few latents do?
+
+    ``attributes``: those that can be edited on their own, where MDAS lies above the better floor by more than the
+    margin. Metrics are the first names of Editor.measure, with ``_at_<price>`` at the end.
+    """
+
+    editor: Editor
+    attributes: tuple[str, ...]
+    prices: tuple[float, ...] = PRICES
+
+    @staticmethod
+    def of(editor: Editor) -> Small:
+        """Raises EditingError where no attribute can be edited on its own."""
+        least = inference.margin(METRIC).value
+        found = tuple(attribute for attribute, height in editor.heights.items() if height > least)
+        if not found:
+            told = ", ".join(f"{attribute} {height:+.3f}" for attribute, height in editor.heights.items())
+            raise EditingError(
+                f"MDAS lies no more than {least} above the floor for any attribute ({told}): nothing can be edited on "
+                "its own here; choose other attributes"
+            )
+        return Small(editor, found)
+
+    def measure(self, sae: SAE) -> dict[str, float]:
+        return self._measure(editing.latents(sae, self.editor.rows))
+
+    def references(self) -> dict[str, dict[str, float]]:
+        """Neurons and principal components, with the same prices."""
+        return {name: self._measure(space) for name, space in self.editor.given.items()}
+
+    def _measure(self, space: Coordinates) -> dict[str, float]:
+        return {
+            f"{name}_at_{price:g}": value
+            for price in self.prices
+            for name, value in self.editor.priced(space, self.attributes, price).items()
+        }
+
+
+def prepare_small(source: Source) -> Small:
+    """As :func:`prepare`, with atlas' facts. Raises EditingError."""
+    return Small.of(prepare(source))
 
 
 def _compared(
@@ -250,20 +318,43 @@ def prepare(
     source's residual stream then reaches 55 % of the answers, and 99 % with names of one token. Raises EditingError
     where there is nothing to edit, and what reading model and entities raises.
     """
-    spec = source.spec
-    if not isinstance(spec, ActivationSpec):
-        raise EditingError(f"source {spec.name!r} is drawn, not read from a model: it knows no facts; give a model's")
-    data = _chosen(open_entities(dataset), attributes)
-    speaker = Speaker.of(models.load(spec.model, weights=spec.weights, device=source.device), spec)
-    if name_tokens is not None:
-        data = speaker.short_names(data, name_tokens)
+    speaker, data = _speaker_and_facts(source, dataset, attributes, name_tokens)
     rng = np.random.default_rng(seed)
     pool = Pool.of(speaker, data, prompts, held_out, rng)
     tasks = {a: {split: pool.pairs(a, split, pairs[split], rng) for split in SPLITS} for a in pool.attributes}
     counts = pool.counts() | {"editing_test_pairs": float(sum(len(task["test"].base) for task in tasks.values()))}
     rows, entities = pool.sequences.rows, tuple(prompt.entity.name for prompt in pool.prompts)
-    principal = components(source.covariance())[: spec.d_model].to(rows)
+    principal = components(source.covariance())[: speaker.model.d_model].to(rows)
     return Editor(speaker, rows, entities, tasks, principal, counts, seed)
+
+
+def known(
+    source: Source,
+    dataset: str = "atlas",
+    attributes: Sequence[str] | None = None,
+    prompts: Mapping[str, int] = PROMPTS,
+    held_out: bool = True,
+    name_tokens: int | None = 1,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """What the model of a source knows of what :func:`prepare` would ask it, a row for each attribute (Pool.known).
+
+    A model that knows nothing is a result here. Raises as :func:`prepare`, but not for what is unknown.
+    """
+    speaker, data = _speaker_and_facts(source, dataset, attributes, name_tokens)
+    return Pool.ask(speaker, data, prompts, held_out, np.random.default_rng(seed)).known()
+
+
+def _speaker_and_facts(
+    source: Source, dataset: str, attributes: Sequence[str] | None, name_tokens: int | None
+) -> tuple[Speaker, Entities]:
+    """The model of a source, and of a data set what it can be asked."""
+    spec = source.spec
+    if not isinstance(spec, ActivationSpec):
+        raise EditingError(f"source {spec.name!r} is drawn, not read from a model: it knows no facts; give a model's")
+    data = _chosen(open_entities(dataset), attributes)
+    speaker = Speaker.of(models.load(spec.model, weights=spec.weights, device=source.device), spec)
+    return speaker, data if name_tokens is None else speaker.short_names(data, name_tokens)
 
 
 def _chosen(data: Entities, attributes: Sequence[str] | None) -> Entities:

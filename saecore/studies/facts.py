@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -26,8 +27,6 @@ from saecore.spec import ActivationSpec
 
 BATCH = 128
 """Prompts that the model sees at once."""
-CONTEXT = 64
-"""Tokens that a prompt with its answer may have at least, where the model has room for them."""
 ANSWER = 8
 """Tokens of a continuation that is shown, at most."""
 SPACE_MARKS = "ĠĊĉč▁"
@@ -120,7 +119,6 @@ class Speaker:
 
     model: ResidualModel
     layer: int
-    context: int
     continuing: Bool[Tensor, "vocabulary"]
     """Tokens that go on with a word."""
 
@@ -137,7 +135,7 @@ class Speaker:
         told = [bool(t) and t[0] not in SPACE_MARKS and t[0].isalpha() for t in tokens]
         size = max(len(told), model.network.get_output_embeddings().weight.shape[0])
         continuing = torch.tensor(told + [False] * (size - len(told)), device=model.device)
-        return Speaker(model, spec.layer, min(model.context, max(spec.context, CONTEXT)), continuing)
+        return Speaker(model, spec.layer, continuing)
 
     @torch.no_grad()
     def right(self, asked: Sequences) -> Bool[Tensor, "prompts"]:
@@ -193,16 +191,17 @@ class Speaker:
     def lay_out(self, asked: Sequence[tuple[Prompt, str]], read: bool = True) -> Sequences:
         """Prompts with these answers as tokens, and their residual streams (left out unless ``read``).
 
-        Raises EditingError where a row does not fit the context, or where the tokens do not tell entity from answer.
+        Raises EditingError where a row does not fit the model's context, or where the tokens do not tell entity from
+        answer.
         """
         texts = [prompt.text + prompt.template.gap() + answer for prompt, answer in asked]
-        tokens = self.model.tokenize(texts, self.context)
+        tokens = self.model.tokenize(texts, self.model.context)
         own = self.model.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         if len(tokens.ids) != len(texts):
             length, text = max(zip(map(len, own["input_ids"]), texts, strict=True))
             raise EditingError(
-                f"{text!r} has {length} tokens, and a row of {self.model.name!r} may have {self.context}; leave the "
-                "entity out, or give the source a longer context"
+                f"{text!r} has {length} tokens, and a row of {self.model.name!r} may have {self.model.context}; leave "
+                "the entity or the prompt out"
             )
         lengths = tokens.attention.sum(1).tolist()
         ends = [
@@ -248,9 +247,16 @@ class Pool:
 
     @staticmethod
     def of(speaker: Speaker, data: Entities, n: Mapping[str, int], held_out: bool, rng: np.random.Generator) -> Pool:
+        """As :meth:`ask`. Raises EditingError where the model does not know two values of an attribute in a split."""
+        pool = Pool.ask(speaker, data, n, held_out, rng)
+        pool._check()
+        return pool
+
+    @staticmethod
+    def ask(speaker: Speaker, data: Entities, n: Mapping[str, int], held_out: bool, rng: np.random.Generator) -> Pool:
         """From ``n`` prompts of each attribute and split; without ``held_out`` either split has all there are.
 
-        Raises EditingError where the model does not know two values of an attribute in a split.
+        Empty where the model knows nothing.
         """
         asked, splits = [], []
         for attribute in data.attributes:
@@ -262,9 +268,7 @@ class Pool:
         right = torch.cat([speaker.right(laid.of(which)) for which in torch.arange(len(asked)).split(BATCH)])
         kept = right.nonzero()[:, 0].tolist()
         prompts, parts = tuple(asked[i] for i in kept), tuple(splits[i] for i in kept)
-        pool = Pool(speaker, data.attributes, tuple(asked), prompts, parts, laid.of(torch.tensor(kept).long()))
-        pool._check()
-        return pool
+        return Pool(speaker, data.attributes, tuple(asked), prompts, parts, laid.of(torch.tensor(kept).long()))
 
     def pairs(self, attribute: str, split: str, n: int, rng: np.random.Generator) -> Pairs:
         """Up to ``n`` pairs for Cause, and as many for Isolation from all other attributes together.
@@ -297,6 +301,16 @@ class Pool:
             "editing_entities": float(len(asked)),
             "editing_known_entities": len(known) / len(asked),
         }
+
+    def known(self) -> pd.DataFrame:
+        """A row for each attribute: ``prompts`` and ``entities`` asked, those known of them, ``values`` so told."""
+        rows = {}
+        for attribute in self.attributes:
+            asked, told = ([p for p in every if p.attribute == attribute] for every in (self.asked, self.prompts))
+            entities, known = ({prompt.entity.name for prompt in part} for part in (asked, told))
+            found = {"prompts": len(asked), "known prompts": len(told), "entities": len(entities)}
+            rows[attribute] = found | {"known entities": len(known), "values": len({prompt.value for prompt in told})}
+        return pd.DataFrame.from_dict(rows, orient="index")
 
     def _places(self, attribute: str, split: str) -> Int[np.ndarray, "found"]:
         told = zip(self.prompts, self.splits, strict=True)

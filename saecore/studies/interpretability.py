@@ -7,6 +7,8 @@ With the oracle (atlas only) an SAE takes seconds; with a language model it take
 from __future__ import annotations
 
 import logging
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress, islice
@@ -22,13 +24,14 @@ from torch import Tensor
 from saecore.activations import models
 from saecore.judges import Endpoint, Judge, LanguageJudge, Oracle, Plan
 from saecore.judges.base import ask
+from saecore.judges.endpoint import MODEL
 from saecore.metrics.autointerp import LATENTS, LEAST, SPREADS, WIDTH, Chosen, Judged, Text, choose, trial
 from saecore.metrics.evaluate import BATCH
 from saecore.saes.base import SAE
 from saecore.sources import atlas
 from saecore.sources.base import Source
 from saecore.sources.text import documents
-from saecore.spec import ActivationSpec, one_of, require
+from saecore.spec import ActivationSpec, SourceSpec, one_of, require
 from saecore.studies.examine import offsets
 
 log = logging.getLogger(__name__)
@@ -253,9 +256,24 @@ def prepare_both(source: Source) -> Readings:
 
     Raises as :func:`prepare`, and EndpointError where no endpoint is set.
     """
-    others = isinstance(source.spec, ActivationSpec) and source.spec.dataset != "atlas"
-    reader = prepare(source, LanguageJudge(Endpoint.from_environment()) if others else None)
+    reader = prepare(source, LanguageJudge(Endpoint.from_environment()) if _needs_endpoint(source.spec) else None)
     return Readings(tuple(replace(reader, spread=spread) for spread in SPREADS))
+
+
+def recorded_as(spec: SourceSpec | ActivationSpec) -> str:
+    """The experiment under which :func:`prepare_both` is recorded: the oracle's, or one with the name of the model that
+    the environment sets as the judge, so that no row stands beside one of another judge."""
+    model = os.environ.get(MODEL, "") if _needs_endpoint(spec) else ""
+    return by_judge(model) if model else EXPERIMENT
+
+
+def by_judge(model: str) -> str:
+    """The experiment of a language model's answers, such as ``interpretability_gpt_4o_mini``."""
+    return f"{EXPERIMENT}_{re.sub(r'[^a-z0-9]+', '_', model.lower()).strip('_')}"
+
+
+def _needs_endpoint(spec: SourceSpec | ActivationSpec) -> bool:
+    return isinstance(spec, ActivationSpec) and spec.dataset != "atlas"
 
 
 @dataclass(frozen=True)

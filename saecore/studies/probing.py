@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -26,19 +28,32 @@ from saecore.activations import models
 from saecore.activations.rows import call_positions
 from saecore.metrics import probing
 from saecore.metrics.evaluate import BATCH
-from saecore.metrics.probing import Binary
+from saecore.metrics.probing import KS, Binary
 from saecore.report import inference, ledger, names
 from saecore.saes.base import SAE
 from saecore.sources.base import Source
-from saecore.sources.probing import Examples, LabelledSet, atlas_sets, hub_sets
+from saecore.sources.probing import (
+    SAEBENCH,
+    Examples,
+    LabelledSet,
+    LabelledSetError,
+    atlas_sets,
+    csv_set,
+    hub_set,
+    hub_sets,
+)
 from saecore.spec import DICTIONARIES, ActivationSpec, one_of, require
 
 EXPERIMENT = "sparse_probing"
+ON_TEXTS = "sparse_probing_texts"
+"""What is measured on texts that a user names: ``probing_top<k>_<name of the texts>``."""
 SHORT_TEXTS = 200, 200
 """Texts of a task for training and for the test, half of them of its class, where texts are short."""
 SHORT_CONTEXT = 16
 HUB_CONTEXT = 128
 """SAEBench's tokens of a text."""
+MOST = 5000
+"""Texts of a named table at most, as many as a task of SAEBench has."""
 CONTROLS = ("neurons", "pca", "dense_probe")
 """References that a trained SAE is held against."""
 MARGIN = inference.margin("probing_top1")
@@ -65,10 +80,14 @@ class NamedTask:
 
 @dataclass(frozen=True)
 class Prober:
-    """Labelled texts as a source's model reads them: made once, used for every SAE on it."""
+    """Labelled texts as a source's model reads them: made once, used for every SAE on it.
+
+    ``content``: a number for each text, equal where the tokens that are read are equal.
+    """
 
     source: Source
     rows: tuple[Rows, ...]
+    content: Int[np.ndarray, "texts"]
     asked: tuple[NamedTask, ...]
     ks: tuple[int, ...]
     name: str = "probing"
@@ -81,6 +100,11 @@ class Prober:
         """Test accuracy of every task: columns family, set, task, k, accuracy. Raises ValueError as encode does."""
         codes = self.codes(sae)
         return self._table(lambda task: probing.sparse_accuracies(codes, task, self.ks))
+
+    def fresh(self) -> Prober:
+        """Without test texts whose tokens are those of a training text of the same task, as short texts may be."""
+        asked = (replace(task, binary=probing.unseen(task.binary, self.content)) for task in self.asked)
+        return replace(self, asked=tuple(asked))
 
     def best(self, sae: SAE, task: str) -> pd.DataFrame:
         """The test texts of a task: the mean ``activation`` of its best ``latent``, and whether the class ``holds``.
@@ -142,7 +166,7 @@ class Prober:
 def prepare(
     source: Source,
     sets: Sequence[LabelledSet] | None = None,
-    ks: Sequence[int] = probing.KS,
+    ks: Sequence[int] = KS,
     context: int | None = None,
     name: str = "probing",
 ) -> Prober:
@@ -169,9 +193,8 @@ def prepare(
             train, test = (_places(part, places) for part in (task.train, task.test))
             binary = Binary(train, task.train.labels, test, task.test.labels)
             tasks.append(NamedTask(held.family, held.name, task.name, binary))
-    return Prober(
-        source, tuple(_read(model, source, list(places), context or spec.context)), tuple(tasks), tuple(ks), name
-    )
+    rows, content = _read(model, source, list(places), context or spec.context)
+    return Prober(source, rows, content, tuple(tasks), tuple(ks), name)
 
 
 @dataclass(frozen=True)
@@ -202,6 +225,64 @@ def prepare_both(source: Source) -> Readings:
         return Readings((prepare(source, hub_sets(), context=min(HUB_CONTEXT, spec.context)),))
     short = prepare(source, atlas_sets(*SHORT_TEXTS), context=SHORT_CONTEXT, name="probing_short")
     return Readings((prepare(source), short))
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Labelled texts by where they are: one of SAEBench's sets by its name, or a table with two columns of these names.
+
+    The texts have the table's name in the ledger; tables that are not the same should not share one.
+    """
+
+    place: str
+    text: str = "prompt"
+    label: str = "target"
+
+    @property
+    def name(self) -> str:
+        """As metrics have it: that of the set, or of the table's file up to its first dot, in letters and digits."""
+        name = self.place if self.place in SAEBENCH else Path(self.place).name.split(".")[0]
+        return re.sub(r"\W+", "_", name).strip("_").lower()
+
+    @property
+    def mark(self) -> str:
+        """The metric that tells that they were measured."""
+        return f"probing_top{KS[0]}_{self.name}"
+
+    def open(self) -> LabelledSet:
+        """SAEBench's own sizes, or ``MOST`` texts of a table. Raises LabelledSetError and TextError."""
+        if self.place in SAEBENCH:
+            return replace(hub_set(self.place), family=self.name)
+        if not Path(self.place).is_file():
+            raise LabelledSetError(
+                f"texts {self.place!r} are no file and none of SAEBench's sets; give a CSV, or one of "
+                f"{', '.join(SAEBENCH)}"
+            )
+        return csv_set(self.place, most=MOST, family=self.name, text=self.text, label=self.label)
+
+
+@dataclass(frozen=True)
+class OnTexts:
+    """One labelled set as a check: the values of its family alone, which no other set moves."""
+
+    prober: Prober
+    family: str
+
+    @staticmethod
+    def prepare(source: Source, held: LabelledSet) -> OnTexts:
+        """Raises as :func:`prepare`."""
+        context = min(HUB_CONTEXT, getattr(source.spec, "context", HUB_CONTEXT))
+        return OnTexts(prepare(source, [held], context=context), held.family)
+
+    def measure(self, sae: SAE) -> dict[str, float]:
+        """``probing_top<k>_<family>``."""
+        return self._own(self.prober.measure(sae))
+
+    def references(self) -> dict[str, dict[str, float]]:
+        return {name: self._own(values) for name, values in self.prober.references().items()}
+
+    def _own(self, values: dict[str, float]) -> dict[str, float]:
+        return {name: value for name, value in values.items() if name.endswith(f"_{self.family}")}
 
 
 def compared(
@@ -242,19 +323,55 @@ def compared(
     )
 
 
+def widths(
+    frame: pd.DataFrame, tasks: Mapping[str, pd.DataFrame], rng: np.random.Generator, name: str = "probing"
+) -> pd.DataFrame:
+    """How far the interval of trained minus another reaches to either side, by what is taken as a sample.
+
+    With one latent, a row for each constraint of ``tasks`` but ``free``. From ``frame``, rows of one architecture:
+    families and seeds, as :func:`compared` draws them, and seeds alone. From ``tasks``, tables of Prober.tasks of one
+    seed: families alone, and tasks as if each stood for itself. NaN for seeds alone where there is one. Raises as
+    :func:`compared`.
+    """
+    families = sorted(metric for metric in set(frame["metric"]) if metric.startswith(f"{name}_top1_"))
+    found = {}
+    for constraint in tasks:
+        if constraint == "free":
+            continue
+        both = ("free", constraint)
+        drawn = inference.scores([ledger.select(frame, constraint=c, init="iso") for c in both], families)
+        one = [t[t["k"] == 1].groupby(["family", "set", "task"])["accuracy"].mean() for t in (tasks[c] for c in both)]
+        by_family = [t.groupby(["family", "set"]).mean().groupby("family").mean() for t in one]
+        sides = {
+            "families and seeds": drawn,
+            "seeds alone": [side.mean(1, keepdims=True) for side in drawn],
+            "families, live": [side.to_numpy() for side in by_family],
+            "tasks, live": [side.to_numpy() for side in one],
+        }
+        effects = {key: inference.difference(*pair, paired=True, rng=rng) for key, pair in sides.items()}
+        found[constraint] = {key: (effect.high - effect.low) / 2 for key, effect in effects.items()}
+    return pd.DataFrame.from_dict(found, orient="index")
+
+
 def _places(part: Examples, places: dict[str, int]) -> Int[np.ndarray, "texts"]:
     """The number of each text, new ones appended: a text of several tasks is read once."""
     return np.array([places.setdefault(text, len(places)) for text in part.texts])
 
 
-def _read(model: models.ResidualModel, source: Source, texts: Sequence[str], context: int) -> list[Rows]:
-    """The texts in order, in parts of about ``BATCH`` rows."""
+def _read(
+    model: models.ResidualModel, source: Source, texts: Sequence[str], context: int
+) -> tuple[tuple[Rows, ...], Int[np.ndarray, "texts"]]:
+    """The texts in order, in parts of about ``BATCH`` rows, and a number for what each of them holds."""
     spec, at_once = source.spec, max(1, call_positions(model.device) // context)
     parts, held, lengths = [], [], []
+    seen: dict[tuple[int, ...], int] = {}
+    content = []
     for first in range(0, len(texts), at_once):
         tokens = _first_rows(model, texts[first : first + at_once], context)
         held.append((model.residual(tokens, spec.layer)[tokens.keep] * source.scale).half().cpu())
         lengths += tokens.keep.sum(1).tolist()
+        own = (tuple(ids[keep].tolist()) for ids, keep in zip(tokens.ids, tokens.keep, strict=True))
+        content += [seen.setdefault(kept, len(seen)) for kept in own]
         if sum(map(len, held)) >= BATCH or first + at_once >= len(texts):
             parts.append(Rows(torch.cat(held), np.cumsum([0, *lengths])))
             held, lengths = [], []
@@ -262,7 +379,7 @@ def _read(model: models.ResidualModel, source: Source, texts: Sequence[str], con
     if empty:
         log.warning("%d of %d texts have no token that counts; no latent is active in them", empty, len(texts))
     log.info("%s: %d texts, %d tokens", spec.name, len(texts), sum(len(rows.x) for rows in parts))
-    return parts
+    return tuple(parts), np.array(content)
 
 
 def _first_rows(model: models.ResidualModel, texts: Sequence[str], context: int) -> models.TokenBatch:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,7 +21,12 @@ from saecore.saes.base import SAE
 from saecore.saes.build import build
 from saecore.sources.base import TRAINING, Source
 from saecore.spec import RunSpec
+from saecore.training.feed import Feed
 from saecore.training.loss import training_loss
+from saecore.training.ranks import ALONE, Alone
+
+if TYPE_CHECKING:
+    from saecore.training.device import Device
 
 DENSE_SHARE = 0.12
 """Above this share of active codes the dense gradients are faster than the sparse ones (benchmarks/README.md)."""
@@ -43,11 +49,24 @@ class Trainer:
 
     ReLU and JumpReLU start at ``DENSE_START`` times the target L0 (:func:`calibrate`). From then on the weight of the
     L1 or L0 penalty moves, by a proportional-integral controller on log(L0 / target).
+
+    ``path``: where gradients come from, ``dense`` (the definition under autograd), ``cpu`` (compiled) or ``triton``; by
+    default the fastest that takes the SAE, or with ``fast=False`` the definition. ``precision`` is that of Triton's
+    matmuls. Its L0 and penalty are scalars on the device.
     """
 
-    def __init__(self, sae: SAE, run: RunSpec, fast: bool | None = None) -> None:
-        self.sae, self.run = sae, run
-        self.fast = kernels.fast_path(sae.W_enc) if fast is None else fast
+    def __init__(
+        self,
+        sae: SAE,
+        run: RunSpec,
+        fast: bool | None = None,
+        ranks: Alone = ALONE,
+        path: str | None = None,
+        precision: torch.dtype = torch.bfloat16,
+    ) -> None:
+        self.sae, self.run, self.ranks = sae, run, ranks
+        self.path = path or _path(sae.W_enc, fast)
+        self.fast = self.path == "cpu"
         self.steps_done = 0
         self.seconds = 0.0
         self.log_base = self.log_penalty = float(np.log(0.01))
@@ -64,34 +83,39 @@ class Trainer:
         self.trained = tuple(names)
         if run.sae.architecture == "jump_relu":
             sae.checked_threshold()
-        self.grads = {n: torch.zeros_like(self._tensor(n)) for n in names}
+        whole = self.path != "triton"  # which sums a weight's gradient and steps at once
+        self.grads = {n: torch.zeros_like(self._tensor(n)) for n in names if whole or self._tensor(n).ndim == 1}
         self.moments = {n: (torch.zeros_like(self._tensor(n)), torch.zeros_like(self._tensor(n))) for n in names}
-        self.silent = torch.zeros(run.sae.n_latents, dtype=torch.int32, device=sae.W_enc.device)
+        self.silent = torch.zeros(len(sae.W_enc), dtype=torch.int32, device=sae.W_enc.device)
+        self.gpu: Device | None = None
+        if self.path == "triton":
+            from saecore.training.device import Device
+
+            self.gpu = Device(self, precision)
 
     def _tensor(self, name: str) -> Tensor:
         return getattr(self.sae, name).data
 
     @property
     def penalty(self) -> float:
-        return float(np.exp(self.log_penalty))
+        return float(np.exp(float(self.log_penalty)))
 
     @torch.no_grad()
-    def step(self, x: Float[Tensor, "batch d_model"]) -> float:
+    def step(self, x: Float[Tensor, "batch d_model"]) -> float | Float[Tensor, ""]:
         """One update; returns the reconstruction error, summed over dimensions and averaged over rows.
 
-        Raises DivergedError where it is not finite, before anything is updated.
+        Raises DivergedError where it is not finite, before anything is updated. On the Triton path the error stays on
+        the device, and what is raised there is raised by a later step, or by :meth:`settle`.
         """
+        if self.gpu is not None:
+            return self._step_on_device(x)
         began = time.perf_counter()
         with_ortho = self.steps_done % self.run.sae.ortho_every == 0
         dead = self.silent >= self.run.sae.dead_after
         found = self._sparse_grads(x, dead, with_ortho) if self.fast else None
         loss, fired, active, threshold = found or self._dense_grads(x, dead, with_ortho)
         if not np.isfinite(loss):
-            raise DivergedError(
-                f"loss={loss} at step {self.steps_done} of run {self.run.key()}: "
-                "the data hold NaN or infinity, or the learning rate is too high",
-                self.run.key(),
-            )
+            raise self._diverged(loss)
         self._update()
         self.silent = torch.where(fired, 0, self.silent + 1)
         self.l0 = active / len(x)
@@ -99,6 +123,39 @@ class Trainer:
         self.steps_done += 1
         self.seconds += time.perf_counter() - began
         return loss
+
+    def _diverged(self, loss: float) -> DivergedError:
+        return DivergedError(
+            f"loss={loss} at step {self.steps_done} of run {self.run.key()}: "
+            "the data hold NaN or infinity, or the learning rate is too high",
+            self.run.key(),
+        )
+
+    def _step_on_device(self, x):
+        assert self.gpu is not None
+        while True:
+            began, step = time.perf_counter(), self.steps_done
+            loss = self.gpu.step(x)
+            self.steps_done += 1
+            self.seconds += time.perf_counter() - began
+            if self.steps_done >= self.gpu.next_look:
+                self.settle()
+            if self.steps_done != step:  # else there was no room, and the same batch goes the dense way
+                return loss
+
+    def settle(self) -> None:
+        """Wait for the device, if the steps were taken there.
+
+        Where it stopped for lack of room, ``steps_done`` falls back to the step that is to be taken again. Raises
+        DivergedError where it stopped at a loss that is not finite; the state is that before the step.
+        """
+        if self.gpu is None:
+            return
+        began = time.perf_counter()
+        stop = self.gpu.look()
+        self.seconds += time.perf_counter() - began
+        if stop is not None and not stop.overflow:
+            raise self._diverged(stop.loss)
 
     def _after(self, threshold: float | None) -> None:
         """Controller of the penalty, and the running threshold for inference."""
@@ -136,7 +193,7 @@ class Trainer:
         """Gradients of the definition, by autograd."""
         theta = self.sae.threshold.clone().requires_grad_()
         with torch.enable_grad():
-            loss = training_loss(self.sae, x, theta, self.penalty, dead, with_ortho)
+            loss = training_loss(self.sae, x, theta, self.penalty, dead, with_ortho, self.ranks)
             leaves = {n: theta if n == "threshold" else getattr(self.sae, n) for n in self.trained}
             grads = torch.autograd.grad(loss.total, list(leaves.values()), allow_unused=True)
         for name, grad in zip(leaves, grads, strict=True):
@@ -149,14 +206,14 @@ class Trainer:
         from saecore.kernels.batch_topk import cpu as select
         from saecore.kernels.sparse_codes import cpu as sparse
 
-        sae, spec, grads = self.sae, self.run.sae, self.grads
+        sae, spec, grads = self.sae, self.sae.spec, self.grads
         W_enc, W_dec, b_dec = sae.W_enc.data, sae.W_dec.data, sae.b_dec.data
         seen = sae.encoder_input(x)
         threshold = near = on = None
         if spec.selects_by_rank:
-            weight, rows = sae.ranking_weight(x), spec.rows_per_selection(len(x))
-            codes, self.guess = select.select_ranked(seen, W_enc, spec.l0, rows, self.guess, weight)
-            threshold = _smallest_kept(codes, rows, weight)
+            weight, rows = sae.ranking_weight(x), spec.rows_per_selection(self.ranks.batch(len(x)))
+            codes, self.guess = self.ranks.select_sparse(seen, W_enc, spec.l0, rows, self.guess, weight)
+            threshold = self.ranks.mean_smallest(_smallest_kept(codes, rows, weight), rows > len(x))
         else:
             theta = sae.threshold.numpy()
             half = spec.bandwidth / 2 if spec.architecture == "jump_relu" else 0.0
@@ -168,7 +225,8 @@ class Trainer:
             near = np.abs(codes.values - theta[codes.indices]) < half
             codes.values *= on
         ends = np.array(spec.group_ends(), dtype=np.int64)
-        back = sparse.backward(x.numpy(), W_dec.numpy(), b_dec.numpy(), codes, ends)
+        target = self.ranks.target_sparse(x, W_dec, codes, b_dec)
+        back = sparse.backward(target.numpy(), W_dec.numpy(), b_dec.numpy(), codes, ends)
         loss = float(back.losses.mean(dtype=np.float64))
         pre_grads = back.code_grads
         if on is not None and near is not None:
@@ -196,24 +254,26 @@ class Trainer:
         grads["b_dec"].copy_(torch.from_numpy(back.pulls[0]).sum(0))
         if spec.centred:
             grads["b_dec"].sub_(through @ W_enc)
-        if spec.has_auxiliary_loss and dead.any():
-            self._add_auxiliary(seen, torch.from_numpy(back.errors), dead)
+        n_dead = self.ranks.count(dead) if spec.has_auxiliary_loss else 0
+        if n_dead:
+            self._add_auxiliary(seen, torch.from_numpy(back.errors), dead, min(spec.aux_k, n_dead))
         if spec.architecture == "ortho" and with_ortho and "W_dec" in grads:
             self._add_orthogonality()
         return loss, fired, active, threshold
 
-    def _add_auxiliary(self, seen: Tensor, errors: Tensor, dead: Tensor) -> None:
+    def _add_auxiliary(self, seen: Tensor, errors: Tensor, dead: Tensor, k: int) -> None:
         """Gradients of loss.auxiliary, by hand."""
-        from saecore.kernels.batch_topk import cpu as select
         from saecore.kernels.sparse_codes import cpu as sparse
 
         spec, grads = self.run.sae, self.grads
-        n, k = int(dead.sum()), min(spec.aux_k, int(dead.sum()))
+        n = int(dead.sum())
         # Zero rows are never selected. They keep the number of shapes small, each of which costs the matmul a set-up.
-        W_enc, W_dec = (F.pad(W.data[dead], (0, 0, 0, -n % 128)) for W in (self.sae.W_enc, self.sae.W_dec))
-        codes, self.aux_guess = select.select_ranked(seen, W_enc, k, 1, self.aux_guess)
+        more = -n % 128 if n else 128
+        W_enc, W_dec = (F.pad(W.data[dead], (0, 0, 0, more)) for W in (self.sae.W_enc, self.sae.W_dec))
+        codes, self.aux_guess = self.ranks.select_sparse(seen, W_enc, k, 1, self.aux_guess)
         nothing, ends = np.zeros(spec.d_model, dtype=np.float32), np.array([len(W_enc)], dtype=np.int64)
-        back = sparse.backward(-errors.numpy(), W_dec.numpy(), nothing, codes, ends)
+        target = self.ranks.target_sparse(-errors, W_dec, codes)
+        back = sparse.backward(target.numpy(), W_dec.numpy(), nothing, codes, ends)
         enc, dec, bias = (
             torch.empty_like(W_enc),
             torch.empty_like(W_dec),
@@ -237,7 +297,8 @@ class Trainer:
         self.grads["W_dec"].add_(pull * W[nearest]).index_add_(0, nearest, pull * W)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on."""
+        """Everything that the next step depends on. Raises DivergedError as :meth:`settle`."""
+        self.settle()
         state = {f"sae.{n}": t for n, t in self.sae.state_dict().items()}
         for name, (m, v) in self.moments.items():
             state |= {f"m.{name}": m, f"v.{name}": v}
@@ -257,9 +318,19 @@ class Trainer:
         self.silent = state["silent"].to(self.silent)
         steps, self.log_base, self.log_penalty, self.l0, self.seconds = state["scalars"].tolist()
         self.steps_done = int(steps)
+        if self.gpu is not None:
+            self.gpu.begin()
 
     def save(self, path: Path) -> None:
-        checkpoint.write(path, self.state_dict(), {"training": json.dumps(self.run.as_dict())})
+        self.write(path, self.state_dict())
+
+    def write(self, path: Path, state: dict[str, Tensor]) -> None:
+        """Write a whole state for :meth:`resume`. Raises OSError as the disk does."""
+        checkpoint.write(path, state, {"training": json.dumps(self.run.as_dict())})
+
+    def whole(self) -> SAE:
+        """The SAE with all its latents, where this trainer has but some of them."""
+        return self.sae
 
     def resume(self, path: Path) -> bool:
         """Continue from ``path`` if it is there. Raises CheckpointError where it is damaged or of another run."""
@@ -274,18 +345,39 @@ class Trainer:
         return True
 
 
-def _smallest_kept(codes, rows: int, weight: Tensor | None) -> float:
-    """loss.smallest_kept on sparse codes."""
+def _smallest_kept(codes, rows: int, weight: Tensor | None) -> Float[np.ndarray, "groups"]:
+    """loss.smallest_kept on sparse codes, for each group; infinity where none is kept."""
     values = codes.values
     if weight is not None:
         values = values * np.repeat(weight.numpy(), np.diff(codes.indptr))
     bounds = codes.indptr[:-1:rows]
     filled = bounds < np.append(bounds[1:], codes.indptr[-1])
-    return float(np.minimum.reduceat(values, bounds[filled]).mean()) if len(values) else 0.0
+    smallest = np.full(len(bounds), np.inf, dtype=np.float32)
+    if len(values):
+        smallest[filled] = np.minimum.reduceat(values, bounds[filled])
+    return smallest
 
 
-def start(run: RunSpec, source: Source, fast: bool | None = None) -> Trainer:
-    """A trainer at step 0. The start depends on ``training.seed`` alone, so that constraints share it.
+def _path(W: Tensor, fast: bool | None) -> str:
+    """Where a step's gradients come from: the definition under autograd, the compiled path, or Triton's."""
+    if fast is not False and kernels.triton_path(W):
+        return "triton"
+    return "cpu" if fast or (fast is None and kernels.fast_path(W)) else "dense"
+
+
+def start(
+    run: RunSpec,
+    source: Source,
+    fast: bool | None = None,
+    path: str | None = None,
+    precision: torch.dtype = torch.bfloat16,
+) -> Trainer:
+    """A trainer at step 0."""
+    return Trainer(beginning(run, source), run, fast, path=path, precision=precision)
+
+
+def beginning(run: RunSpec, source: Source) -> SAE:
+    """The SAE before the first step. It depends on ``training.seed`` alone, so that constraints share it.
 
     ReLU's biases and JumpReLU's thresholds start where a first batch has the target L0.
     """
@@ -299,7 +391,7 @@ def start(run: RunSpec, source: Source, fast: bool | None = None) -> Trainer:
         calibrate(sae, source)
     elif run.sae.architecture in ("relu", "jump_relu"):
         calibrate(sae, source, DENSE_START * run.sae.l0)
-    return Trainer(sae, run, fast)
+    return sae
 
 
 @torch.no_grad()
@@ -336,7 +428,7 @@ def train_many(
     trainers: Sequence[Trainer],
     source: Source,
     steps: int,
-    watch: Callable[[Trainer, float], None] | None = None,
+    watch: Callable[[Trainer, float | Tensor], None] | None = None,
 ) -> None:
     """Bring every trainer to ``steps`` on one stream of samples; those ahead wait. ``watch`` sees each step's loss.
 
@@ -349,13 +441,25 @@ def train_many(
     if not moving:
         return
     (batch_size, seed) = shared.pop()
-    for step in range(min(t.steps_done for t in moving), steps):
-        x = source.batch(batch_size, step, stream(seed)).x
+    feed = Feed(source, batch_size, stream(seed), moving[0].sae.W_enc.device)
+    while (step := _behind(moving, steps)) < steps:
+        x = feed(step)
         for trainer in moving:
             if trainer.steps_done == step:
                 loss = trainer.step(x)
                 if watch is not None:
                     watch(trainer, loss)
+        if step + 1 < steps:
+            feed.prepare(step + 1)
+
+
+def _behind(trainers: Sequence[Trainer], steps: int) -> int:
+    """The step that comes next. Before it is said that all ``steps`` are done, devices are waited for."""
+    step = min(t.steps_done for t in trainers)
+    if step >= steps:
+        for trainer in trainers:
+            trainer.settle()
+    return min(t.steps_done for t in trainers)
 
 
 def stream(seed: int) -> int:

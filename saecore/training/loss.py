@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from saecore.kernels.batch_topk import dense
 from saecore.saes.base import SAE
+from saecore.training.ranks import ALONE, Alone
 
 
 @dataclass
@@ -65,8 +65,12 @@ def training_loss(
     penalty: float,
     dead: Bool[Tensor, "n_latents"],
     with_ortho: bool,
+    ranks: Alone = ALONE,
 ) -> Loss:
-    """The loss of one batch. ``theta`` is JumpReLU's threshold as a leaf, ``penalty`` the weight of L1 or L0."""
+    """The loss of one batch. ``theta`` is JumpReLU's threshold as a leaf, ``penalty`` the weight of L1 or L0.
+
+    ``x`` and ``sae`` are what this one of the ``ranks`` holds.
+    """
     spec = sae.spec
     pre = sae.preactivations(x)
     threshold = None
@@ -80,30 +84,30 @@ def training_loss(
     else:
         weight = sae.ranking_weight(x)
         scores = (pre if weight is None else pre * weight[:, None]).detach()
-        rows = spec.rows_per_selection(len(x))
-        mask = dense.select_ranked(scores, spec.l0, rows)
+        rows = spec.rows_per_selection(ranks.batch(len(x)))
+        mask = ranks.select_dense(scores, spec.l0, rows)
         codes = pre * mask
-        threshold = smallest_kept(scores, mask, rows)
+        threshold = smallest_kept(scores, mask, rows, ranks)
     reconstruction = pre.new_zeros(())
     for end in spec.group_ends():
-        error = sae.decode(torch.cat([codes[:, :end], codes.new_zeros(len(x), spec.n_latents - end)], 1)) - x
+        rebuilt = sae.decode(torch.cat([codes[:, :end], codes.new_zeros(len(x), spec.n_latents - end)], 1))
+        error = rebuilt - ranks.target(x, rebuilt.detach(), sae.b_dec.detach())
         reconstruction = reconstruction + error.square().sum(1).mean() / len(spec.group_ends())
     total = total + reconstruction
-    if spec.has_auxiliary_loss and dead.any():
-        residual = (x - sae.decode(codes)).detach()
-        total = total + spec.aux_coefficient * auxiliary(sae, pre, residual, dead)
+    if spec.has_auxiliary_loss and ranks.count(dead):
+        total = total + spec.aux_coefficient * auxiliary(sae, pre, -error.detach(), dead, ranks)
     if spec.architecture == "ortho" and with_ortho:
         total = total + spec.ortho_coefficient * spec.ortho_every * spec.d_model * orthogonality(sae.W_dec)
     return Loss(total, reconstruction, codes.detach(), threshold)
 
 
-def smallest_kept(scores: Float[Tensor, "batch n_latents"], mask: Bool[Tensor, "batch n_latents"], rows: int) -> float:
+def smallest_kept(
+    scores: Float[Tensor, "batch n_latents"], mask: Bool[Tensor, "batch n_latents"], rows: int, ranks: Alone = ALONE
+) -> float:
     """Mean over groups of rows of the smallest score kept."""
     per_row = torch.where(mask, scores, torch.inf).amin(1)
     padded = torch.nn.functional.pad(per_row, (0, -len(per_row) % rows), value=torch.inf)
-    groups = padded.view(-1, rows).amin(1)
-    finite = groups[torch.isfinite(groups)]
-    return float(finite.mean()) if len(finite) else 0.0
+    return ranks.mean_smallest(padded.view(-1, rows).amin(1).cpu().numpy(), rows > len(scores))
 
 
 def auxiliary(
@@ -111,13 +115,12 @@ def auxiliary(
     pre: Float[Tensor, "batch n_latents"],
     residual: Float[Tensor, "batch d_model"],
     dead: Bool[Tensor, "n_latents"],
+    ranks: Alone = ALONE,
 ) -> Float[Tensor, ""]:
     """The residual explained by the ``aux_k`` strongest dead latents (Gao et al. 2024, Sec. 2.4; no normalisation)."""
     pre = pre[:, dead]
-    k = min(sae.spec.aux_k, pre.shape[1])
-    top = torch.topk(pre, k, dim=1)
-    codes = torch.zeros_like(pre).scatter(1, top.indices, top.values.relu())
-    return (codes @ sae.W_dec[dead] - residual).square().sum(1).mean()
+    rebuilt = (pre * ranks.select_dense(pre.detach(), sae.spec.aux_k, 1)) @ sae.W_dec[dead]
+    return (rebuilt - ranks.target(residual, rebuilt.detach())).square().sum(1).mean()
 
 
 def orthogonality(W_dec: Float[Tensor, "n_latents d_model"]) -> Float[Tensor, ""]:

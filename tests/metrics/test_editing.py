@@ -133,3 +133,21 @@ def test_coordinates_of_unequal_scale_are_in_the_models_units(generator):
     torch.testing.assert_close(one.codes, other.codes)
     torch.testing.assert_close(one.directions, other.directions * 0.25)
     assert one.codes.abs().max() > 0.1
+
+
+def test_a_price_leaves_out_what_is_not_worth_it(generator):
+    """Two coordinates lead to the goal, one by far more than the other; a price between the two keeps the first."""
+    rows = torch.randn(64, 6, generator=generator)
+    base, source = torch.randperm(64, generator=generator), torch.randperm(64, generator=generator)
+    goal = rows[base].clone()
+    goal[:, 0], goal[:, 1] = rows[source, 0], rows[base, 1] + 0.2 * (rows[source, 1] - rows[base, 1])
+    chosen = {}
+    for price in (0.0, 0.02, 5.0):
+        mask = Mask(rotated(rows, torch.eye(6)), price)
+        train(
+            mask, base, source, list(torch.arange(64).split(16)),
+            lambda edited, which: (edited - goal[which]).square().mean(), epochs=20, learning_rate=1e-2,
+        )  # fmt: skip
+        chosen[price] = mask.chosen().nonzero()[:, 0].tolist()
+    assert chosen[0.0][0] == chosen[0.02][0] == 0 and len(chosen[0.02]) <= len(chosen[0.0]) and chosen[5.0] == []
+    assert mask.cost(1.0) > 0 == Mask(mask.space).cost(1.0)

@@ -19,6 +19,7 @@ from saecore.metrics.probing import (
     pool,
     sparse_accuracies,
     summary,
+    unseen,
 )
 
 
@@ -137,3 +138,11 @@ def test_a_summary_averages_tasks_then_sets():
         }
     )
     assert set(summary(table, "short")) == {name.replace("probing", "short") for name in summary(table)}
+
+
+def test_what_was_seen_in_training_is_left_out_of_the_test():
+    content = np.array([4, 5, 6, 5, 7, 4, 8])
+    asked = Binary(np.array([0, 1, 2]), np.array([1, 0, 1]), np.array([3, 4, 5, 6]), np.array([0, 1, 1, 0]))
+    left = unseen(asked, content)
+    assert left.test.tolist() == [4, 6] and left.test_labels.tolist() == [1, 0]
+    assert left.train.tolist() == [0, 1, 2] and left.train_labels.tolist() == [1, 0, 1]

@@ -154,12 +154,12 @@ def every(study, models, ends, rng):
 def _functions():
     """Public functions that return a figure; jaxtyping wraps every function, so being wrapped says nothing.
 
-    Those of figures.checks are tested in test_figures_checks.py.
+    Those of figures.checks and figures.kernels are tested in test_figures_checks.py and test_figures_kernels.py.
     """
     found = inspect.getmembers(figures, inspect.isfunction)
     public = {n: f for n, f in found if n[0] != "_" and f.__annotations__.get("return") == "BookFigure"}
     assert set(public) == set(figures.ALT)
-    return {n for n, f in public.items() if not f.__module__.endswith(".checks")}
+    return {n for n, f in public.items() if not f.__module__.endswith((".checks", ".kernels"))}
 
 
 def test_every_figure_has_labels_and_alt_text_and_none_stays_open(every):

@@ -147,6 +147,14 @@ def test_a_csv_may_have_more_classes_other_columns_and_sizes(tmp_path):
         csv_set(path, 20, 4, text="words", label="kind")
 
 
+def test_a_csv_may_be_cut_to_a_number_of_texts_in_all(tmp_path):
+    path = _csv(tmp_path / "c.v2.csv", [f"text {i},{i % 2}" for i in range(60)])
+    for most, sizes in ((20, (16, 4)), (1000, (48, 12)), (None, (48, 12))):
+        held = csv_set(path, most=most)
+        (task,) = held.tasks
+        assert (len(task.train.texts), len(task.test.texts)) == sizes and held.name == "c"
+
+
 def test_a_csv_that_cannot_be_used(tmp_path):
     with pytest.raises(LabelledSetError, match="missing.csv cannot be read as CSV"):
         csv_set(tmp_path / "missing.csv")
@@ -294,6 +302,6 @@ def test_an_unknown_set_and_a_hub_that_cannot_be_reached(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     for name in ("fancyzhx/ag_news", "Helsinki-NLP/europarl"):
-        with pytest.raises(TextError, match=f"'{name}' cannot be read from the hub .* Offline, take") as raised:
+        with pytest.raises(TextError, match=f"'{name}' cannot be read from the hub .* Offline, give a CSV") as raised:
             hub_set(name, 8, 4)
         assert "\n" not in str(raised.value)

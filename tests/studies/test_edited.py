@@ -157,3 +157,25 @@ def test_atlas_cities_imply_all_but_whether_they_are_capitals():
     assert list(found.loc["country", ["continent", "language", "currency"]]) == [1, 1, 1]
     assert found.loc[["continent"]].drop(columns="continent").max(axis=None) < 0.2
     assert found["capital"].max() < 0.5 and found.loc["capital"].max() == 0
+
+
+def test_masks_are_read_by_their_price(references):
+    at = {f"{price:g}": study(references, 0.1) for price in (0.001, 0.5)}
+    small = pd.concat([frame.assign(metric=frame["metric"] + f"_at_{price}") for price, frame in at.items()])
+    told = edited.priced(small)
+    assert sorted(told["price"].unique()) == [0.001, 0.5] and "key" not in told
+    plain = told[told["price"] == 0.5].drop(columns="price").reset_index(drop=True)
+    pd.testing.assert_frame_equal(plain, at["0.5"], check_like=True)
+    rest = told[~((told["constraint"] == "neurons") & (told["price"] == 0.5))]
+    table = edited.by_price(rest, ["capital", "continent"])
+    keys = [
+        ("free", "iso"),
+        ("frozen_decoder", "iso"),
+        ("untrained", "iso"),
+        ("no_edit", ""),
+        ("swap_all", ""),
+        ("mdas", ""),
+    ]
+    assert table.index.tolist() == keys, "in the order of pages, without what one price lacks"
+    assert table.loc[("mdas", ""), (0.001, "disentanglement")] == pytest.approx(0.86)
+    assert (table[0.5]["latents"] == 7).all()

@@ -20,7 +20,7 @@ from saecore.sources import atlas
 from saecore.sources.entities import open_entities
 from saecore.sources.synthetic import Superposition
 from saecore.spec import ActivationSpec, ConstraintSpec, SAESpec, SourceSpec
-from saecore.studies.editing import Editor, _batches, prepare
+from saecore.studies.editing import Editor, Small, _batches, known, prepare
 from saecore.studies.facts import EditingError, Pool, Prompt, Sequences, Speaker
 
 RAVEL = paths.root().parent / "shared" / "real" / "ravel" / "data.tgz"
@@ -133,6 +133,43 @@ def test_every_metric_is_there_and_repeats(editor, sae, measured):
     assert measured["editing_cause_no_edit"] < 0.1 and measured["editing_isolation_no_edit"] > 0.7
     assert 0 < measured["editing_mask_size"] < latents(sae, editor.rows).codes.shape[1]
     assert editor.measure(sae) == measured
+
+
+def test_small_masks_are_a_check_of_the_attributes_that_can_be_edited_alone(editor, sae, measured):
+    made = replace(editor)
+    vars(made).update(heights={"country": 0.3, "language": 0.01})
+    check = Small.of(made)
+    assert check.attributes == ("country",)
+    values = replace(check, prices=(1e-9, 0.01, 10.0)).measure(sae)
+    ends = {"", "_country"}
+    names = {f"editing_{n}{e}" for n in ("cause", "isolation", "disentanglement", "mask_size") for e in ends}
+    assert set(values) == {f"{name}_at_{price}" for name in names for price in ("1e-09", "0.01", "10")}
+    for name in ("cause", "isolation", "mask_size"):
+        assert values[f"editing_{name}_country_at_1e-09"] == measured[f"editing_{name}_country"], "a price of nothing"
+    sizes = [values[f"editing_mask_size_at_{price}"] for price in ("1e-09", "0.01", "10")]
+    assert sizes[0] > sizes[1] > sizes[2] == 0 == values["editing_cause_at_10"]
+    vars(made).update(heights={"country": 0.02, "language": 0.01})
+    with pytest.raises(
+        EditingError, match=r"no more than 0.022 above the floor for any .* \(country \+0.020, language"
+    ):
+        Small.of(made)
+
+
+def test_an_sae_without_live_latents_edits_nothing(editor):
+    """A stated result: whatever the mask, every city reads as the bias, and nothing is lost on the way."""
+    spec = SAESpec("relu", d_model=128, n_latents=64, l0=4)
+    dead = build(spec, ConstraintSpec("untrained"), generator=torch.Generator().manual_seed(0)).requires_grad_(False)
+    dead.b_enc.fill_(-1e6)
+    values = editor.measure(dead)
+    assert values["editing_mask_size"] == 0 and values["editing_disentanglement"] <= 0.6
+    assert values["editing_cause"] == values["editing_cause_no_edit"] and np.isfinite(list(values.values())).all()
+
+
+def test_heights_are_those_of_mdas_above_the_better_floor(editor):
+    assert set(editor.heights) == {"country", "language"}
+    name = "editing_disentanglement_country"
+    ends = editor.references()
+    assert editor.heights["country"] == ends["mdas"][name] - max(ends[f][name] for f in ("no_edit", "swap_all"))
 
 
 def test_only_the_mask_is_trained(editor, sae):
@@ -303,6 +340,21 @@ def test_ravels_own_cities_asked_of_atlas():
     assert swapped["editing_cause"] > 0.1 and 0 < swapped["editing_isolation"] < 0.9
 
 
+@pytest.mark.skipif(not RAVEL.exists(), reason="RAVEL's archive is not at hand")
+@pytest.mark.parametrize("kind", ["city", "nobel_prize_winner", "occupation", "physical_object", "verb"])
+def test_a_real_model_that_knows_none_of_ravels_facts(kind):
+    """All is left out and counted: none known is a result of ``known``, and nothing to edit an error that says so."""
+    real = RAVEL.parent.parent
+    spec = ActivationSpec(str(real / "stories260K"), 2, str(real / "text" / "tinystories_1000.json"), 64)
+    given: Any = {"dataset": f"{RAVEL}#{kind}", "prompts": {"train": 30, "test": 20}, "name_tokens": None}
+    table = known(source(spec), **given)
+    assert table.index.tolist() == list(open_entities(given["dataset"]).attributes)
+    assert (table["prompts"] == 50).all() and (table["entities"] > 20).all()
+    assert table["known prompts"].sum() == 0 == table["known entities"].sum()
+    with pytest.raises(EditingError, match=r"of 50 prompts for '.*', '.*stories260K' completes 0 of the train split"):
+        prepare(source(spec), **given)
+
+
 def build_neurons(made: Editor) -> SAE:
     spec = SAESpec("topk", d_model=128, n_latents=256, l0=128)
     return build(spec, ConstraintSpec("neurons"), generator=torch.Generator().manual_seed(0))
@@ -317,6 +369,19 @@ def test_names_may_be_of_any_length(editor):
         prepare(source(), name_tokens=0, **SMALL)
     longer = prepare(source(), attributes=["country", "language"], name_tokens=None, **SMALL)
     assert longer.floors["swap_all"]["editing_cause"] < editor.floors["swap_all"]["editing_cause"] - 0.2
+
+
+def test_what_is_known_is_counted_by_attribute(tmp_path):
+    invented = {"Narnia Bay": "Narnia", "Oz": "Oz", "Rivendell": "Gondor", "Gotham": "Utopia"}
+    place, of = ravel(tmp_path, invented), ["Country", "Continent"]
+    table = known(source(), place, of, SMALL["prompts"], name_tokens=None)
+    counts = prepare(source(), place, of, name_tokens=None, **SMALL).counts
+    assert table.index.tolist() == of and table["prompts"].sum() == counts["editing_prompts"]
+    assert table["known prompts"].sum() == round(counts["editing_known_prompts"] * counts["editing_prompts"])
+    assert (table["known entities"] < table["entities"]).all() and table["values"]["Country"] == 5
+    nothing = known(source(replace(SPEC, weights="random")), place, of, SMALL["prompts"], name_tokens=None)
+    assert nothing["known prompts"].sum() == 0 == nothing["values"].sum()
+    assert nothing["prompts"].equals(table["prompts"])
 
 
 def test_without_holding_out_the_test_repeats_the_training():
@@ -366,7 +431,7 @@ def test_an_answer_is_right_when_whole_and_no_part_of_a_longer_word(editor):
         return F.one_hot(choices.flatten(), 10).float()
 
     fake: Any = SimpleNamespace(logits_from=scripted)
-    speaker = Speaker(fake, 1, 8, torch.arange(10) == 9)
+    speaker = Speaker(fake, 1, torch.arange(10) == 9)
     assert speaker.right(asked).tolist() == [True, False, False, False, True]
 
 

@@ -245,3 +245,14 @@ def test_text_without_labels_is_read_by_the_endpoint_that_is_set(source, monkeyp
     monkeypatch.setenv("SAECORE_JUDGE_MODEL", "judge-1")
     judges: list[Any] = [r.judge for r in prepare_both(local).readers]
     assert all(isinstance(judge, LanguageJudge) for judge in judges) and judges[0].talk.model == "judge-1"
+
+
+def test_each_language_model_that_judges_has_a_file_of_its_own(monkeypatch):
+    other = dataclasses.replace(SPEC, dataset="openwebtext")
+    monkeypatch.delenv("SAECORE_JUDGE_MODEL", raising=False)
+    assert {interpretability.recorded_as(spec) for spec in (SPEC, other, SourceSpec())} == {EXPERIMENT}
+    monkeypatch.setenv("SAECORE_JUDGE_MODEL", "gpt-4o-mini")
+    assert interpretability.recorded_as(SPEC) == EXPERIMENT == interpretability.recorded_as(SourceSpec())
+    assert interpretability.recorded_as(other) == "interpretability_gpt_4o_mini"
+    assert interpretability.by_judge("Qwen/Qwen2.5-7B-Instruct") == "interpretability_qwen_qwen2_5_7b_instruct"
+    assert ledger.path(interpretability.by_judge("Qwen/Qwen2.5-7B-Instruct")).name.endswith("instruct.csv")

@@ -7,19 +7,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
 pytest.importorskip("transformers")
 
-from saecore import paths, sweep
+from saecore import checks, paths, sweep
 from saecore.activations import models, open_source
 from saecore.metrics.probing import KS
-from saecore.report import inference
+from saecore.report import inference, ledger
 from saecore.report.ledger import LedgerError
-from saecore.sources.probing import Examples, LabelledSet, Task, atlas_sets, csv_set
+from saecore.saes import checkpoint
+from saecore.sources.probing import SAEBENCH, Examples, LabelledSet, LabelledSetError, Task, atlas_sets, csv_set
 from saecore.spec import ActivationSpec, SourceSpec, SpecError
 from saecore.studies import probing
-from saecore.studies.probing import Prober, compared, prepare
-from saecore.training import start
+from saecore.studies.probing import OnTexts, Prober, Texts, compared, prepare
+from saecore.training import start, train_many
 
 REAL = paths.root().parent / "shared" / "real"
 FIELDS = {
@@ -147,12 +149,56 @@ def test_a_source_on_another_text_needs_sets(tmp_path):
         prepare(open_source(world(dataset=str(path), rows=500), stream=True))
 
 
+def test_named_texts_are_a_check_of_their_own(source, sae):
+    check = OnTexts.prepare(source, small("one text", "another text"))
+    assert check.measure(sae).keys() == {f"probing_top{k}_small" for k in KS} == check.references()["majority"].keys()
+    whole = prepare(source, [small("one text", "another text")], context=32).measure(sae)
+    assert check.measure(sae).items() <= whole.items()
+    with pytest.raises(SpecError, match="source 'variable' is no model's"):
+        OnTexts.prepare(open_source(SourceSpec()), small("a", "b"))
+
+
+def test_texts_are_named_by_their_file_or_by_saebench(monkeypatch):
+    assert Texts("/some/where/Film reviews.csv.zst").mark == "probing_top1_film_reviews"
+    names = [Texts(name).name for name in SAEBENCH]
+    assert len(set(names)) == 8 and Texts("fancyzhx/ag_news").name == "fancyzhx_ag_news"
+    monkeypatch.setattr(probing, "hub_set", lambda name: replace(small("a", "b"), name=name, family="news_topic"))
+    held = Texts("fancyzhx/ag_news").open()
+    assert (held.name, held.family) == ("fancyzhx/ag_news", "fancyzhx_ag_news"), "a family may have several sets"
+    with pytest.raises(LabelledSetError, match="'ag_news' are no file and none of SAEBench's sets; give a CSV, or one"):
+        Texts("ag_news").open()
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real model and data are not here")
 def test_a_real_model_on_a_real_table():
     spec = ActivationSpec(str(REAL / "stories260K"), 2, str(REAL / "text" / "tinystories_1000.json"), 64, rows=3000)
     held = csv_set(REAL / "probing" / "105_click_bait.csv", train=400, test=200)
     found = prepare(open_source(spec, stream=True), [held], ks=(1, 5)).references()
     assert found["dense_probe"]["probing_top1"] > 0.85 > found["neurons"]["probing_top1"] > 0.55
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real model and data are not here")
+def test_a_real_models_sae_on_six_real_tables(tmp_path, monkeypatch):
+    """What a user does: train on text of their own, measure on their tables, read trained minus untrained."""
+    monkeypatch.setenv(paths.RESULTS, str(tmp_path / "results"))
+    monkeypatch.setenv(paths.CACHE, str(tmp_path / "cache"))
+    fields = {"source.model": str(REAL / "stories260K"), "source.layer": 2, "source.d_model": 64, "source.rows": 60_000}
+    fields |= {"source.dataset": str(REAL / "text" / "tinystories_1000.json"), "architecture": "batch_topk", "seed": 0}
+    fields |= {"sae.l0": 5, "sae.n_latents": 512, "training.steps": 300, "training.batch_size": 512}
+    runs = [sweep.make({**fields, "constraint": constraint}) for constraint in ("free", "untrained")]
+    held = open_source(runs[0].source)
+    for run in runs:
+        trainer = start(run, held)
+        train_many([trainer], held, 0 if run.constraint.name == "untrained" else run.training.steps)
+        checkpoint.save(sweep.sae_path(run), trainer.sae, run)
+    texts = [Texts(str(path)) for path in sorted((REAL / "probing").glob("*.csv"))]
+    assert checks.run_all("sparse_probing", [runs], texts=texts) == {} and len(texts) == 6
+    found = ledger.read(probing.ON_TEXTS)
+    one = found[found["metric"].isin([named.mark for named in texts])]
+    means = one.groupby("constraint")["value"].mean()
+    assert len(one) == 6 * (2 + 4) and means["dense_probe"] > means["free"] > 0.55 > means["majority"] == 0.5
+    table = compared(found[found["architecture"] != ""], found[found["architecture"] == ""], np.random.default_rng(0))
+    assert set(table["verdict"]) == {inference.UNDECIDED} and table["seeds"].eq(1).all()
 
 
 def test_the_best_latent_of_a_task_is_the_one_that_is_probed(prober, sae):
@@ -232,6 +278,40 @@ def test_everything_is_held_against_the_trained_sae():
     assert row["detectable"].isna().tolist() == [name == "frozen_encoder" for name in order]
     assert 0 < row["detectable"]["frozen_decoder"] < 0.08
     assert row["low"]["frozen_decoder"] < row["difference"]["frozen_decoder"] < row["high"]["frozen_decoder"]
+
+
+def test_an_interval_is_as_wide_as_what_is_taken_as_a_sample():
+    """Families that differ widen it, and their tasks are no new families."""
+    frame, _ = made(3)
+    frame = frame[frame["metric"] != "probing_top1"]
+    gaps = {"free": (0.0, 0.0, 0.0), "frozen_decoder": (0.02, 0.1, 0.18)}
+    tasks = {
+        name: pd.DataFrame(
+            {"family": family, "set": family, "task": f"{family}{i}", "k": k, "accuracy": 0.9 - gap + 0.001 * (i % 2)}
+            for family, gap in zip(FAMILIES, of, strict=True) for i in range(10) for k in (1, 2)
+        )
+        for name, of in gaps.items()
+    }  # fmt: skip
+    iso = frame.assign(init="iso")
+    found: Any = probing.widths(iso, tasks, np.random.default_rng(0))
+    assert found.index.tolist() == ["frozen_decoder"]
+    row = found.loc["frozen_decoder"]
+    assert row["families, live"] > 3 * row["tasks, live"] > 0
+    assert row["families and seeds"] > 0 and row["seeds alone"] > 0
+    wide = (0.18 - 0.02) / 2 * stats.t.ppf(0.975, 2) / np.sqrt(3)  # the deviation of three equal steps is one step
+    assert row["families, live"] == pytest.approx(wide, rel=0.1)
+
+
+def test_texts_that_repeat_a_training_text_can_be_left_out(source, sae):
+    first, second = Examples(("one text", "another text", "a third"), np.array([1, 0, 1])), ("one text and more", "new")
+    test = Examples((*second, "another text"), np.array([1, 0, 0]))
+    held = LabelledSet("small", "small", (Task("odd", first, test),))
+    whole = prepare(source, [held], ks=(1,))
+    short = prepare(source, [held], ks=(1,), context=len(models.load("atlas").tokenize(["one text"], 32).ids[0]))
+    assert whole.fresh().asked[0].binary.test_labels.tolist() == [1, 0], "what stands there again goes"
+    assert short.fresh().asked[0].binary.test_labels.tolist() == [0], "and what begins alike where no more is read"
+    assert whole.asked[0].binary.test_labels.tolist() == [1, 0, 0]
+    assert set(whole.fresh().measure(sae)) == set(whole.measure(sae))
 
 
 def test_one_seed_leaves_every_verdict_open():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float, Float32, Int32, Int64
 from torch import Tensor
 
@@ -30,3 +31,31 @@ class SparseCodes:
         indptr = np.zeros(len(codes) + 1, dtype=np.int64)
         np.cumsum(np.bincount(rows.cpu().numpy(), minlength=len(codes)), out=indptr[1:])
         return SparseCodes(indptr, latents.int().cpu().numpy(), codes[rows, latents].float().cpu().numpy())
+
+
+@dataclass
+class DeviceCodes:
+    """The same on a GPU, in arrays of a fixed size, so that nobody waits to learn how many entries there are.
+
+    Entries from ``indptr[-1]`` on are void: row ``batch``, latent ``n_latents``, value 0.
+    """
+
+    indptr: Int32[Tensor, "batch_plus_one"]
+    rows: Int32[Tensor, "capacity"]
+    indices: Int32[Tensor, "capacity"]
+    values: Float32[Tensor, "capacity"]
+
+    @property
+    def batch(self) -> int:
+        return len(self.indptr) - 1
+
+    def to_host(self) -> SparseCodes:
+        """The entries that are not void; waits for the device."""
+        indptr = self.indptr.cpu().numpy().astype(np.int64)
+        whole = slice(0, int(indptr[-1]))
+        return SparseCodes(indptr, self.indices[whole].cpu().numpy(), self.values[whole].cpu().numpy())
+
+
+def row_starts(rows: Int32[Tensor, "capacity"], batch: int) -> Int32[Tensor, "batch_plus_one"]:
+    """``indptr`` of ascending row numbers; void entries, whose row is ``batch``, are not counted."""
+    return torch.searchsorted(rows, torch.arange(batch + 1, dtype=torch.int32, device=rows.device), out_int32=True)

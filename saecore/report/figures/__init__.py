@@ -13,6 +13,7 @@ from saecore.report.figures.checks import (
     probing_figure,
     ways_figure,
 )
+from saecore.report.figures.kernels import growth_figure, speed_figure
 from saecore.report.figures.models import (
     bound_figure,
     concepts_figure,
@@ -69,6 +70,7 @@ __all__ = [
     "families_figure",
     "gain_figure",
     "gaps_figure",
+    "growth_figure",
     "headline_figure",
     "interference_figure",
     "lazy_figure",
@@ -84,6 +86,7 @@ __all__ = [
     "recovery_curve",
     "sample_figure",
     "selection_figure",
+    "speed_figure",
     "superposition_sketch",
     "sweep_line",
     "tradeoff_figure",

@@ -180,7 +180,7 @@ def _hub(name: str) -> Iterator[Callable[..., Any]]:
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise TextError(
-            f"labelled set {name!r} cannot be read from the hub ({reason}). Offline, take atlas_sets() or csv_set()"
+            f"labelled set {name!r} cannot be read from the hub ({reason}). Offline, give a CSV: --texts, or csv_set()"
         ) from error
     finally:
         chatter.setLevel(level)

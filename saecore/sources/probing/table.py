@@ -21,6 +21,7 @@ def csv_set(
     train: int | None = None,
     test: int | None = None,
     *,
+    most: int | None = None,
     family: str | None = None,
     text: str = "prompt",
     label: str = "target",
@@ -29,17 +30,19 @@ def csv_set(
     """The texts of a CSV's column ``text``, by their class in the column ``label``, divided at random.
 
     A text that stands there several times counts once, one with two labels not at all, so that no text is in both
-    parts. By default every class gives as many texts as the smallest has, a fifth of them for the test. ``family``: the
-    file's name by default. Raises LabelledSetError for a file that is missing, unreadable, empty, without one of the
-    columns, of one class only, or with fewer texts than asked for.
+    parts. By default every class gives as many texts as the smallest has, a fifth of them for the test, and of two
+    classes together no more than ``most``. ``family``: the file's name by default, up to its first dot. Raises
+    LabelledSetError for a file that is missing, unreadable, empty, without one of the columns, of one class only, or
+    with fewer texts than asked for.
     """
     path = Path(path)
     frame = _read(path, text, label)
     classes = {str(c): part[text].tolist() for c, part in frame.groupby(label)}
     least = min(map(len, classes.values()), default=0)
+    least = least if most is None else min(least, most // 2)
     test = 2 * max(1, round(TEST_SHARE * least)) if test is None else test
     train = max(2, 2 * least - test) if train is None else train
-    rng, name = np.random.default_rng([0xC57, seed]), path.stem
+    rng, name = np.random.default_rng([0xC57, seed]), path.name.split(".")[0]
     return one_vs_rest(name, family or name, *divided(name, classes, train, test, rng), rng)
 
 
@@ -47,7 +50,7 @@ def _read(path: Path, text: str, label: str) -> pd.DataFrame:
     """Columns ``text`` and ``label`` as they stand, every text once and blank ones left out."""
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:  # pandas' own and wrong encodings are ValueErrors
+    except (OSError, ValueError, ImportError) as error:  # pandas' own and wrong encodings are ValueErrors
         raise LabelledSetError(f"{path} cannot be read as CSV ({str(error).strip()}); give another file") from error
     for column in (text, label):
         if column not in frame:

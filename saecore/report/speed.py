@@ -1,0 +1,113 @@
+"""Rows of the benchmark (benchmarks/results): what was measured last, beside the fastest other engine and the limit.
+
+A speed counts only if the loss of the same process passed the check; a file's rows of one ``date`` are of one run.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from saecore import paths
+
+OURS, LIMIT = "saecore", "limit"
+AXES = {"n_latents": "latents", "k": "active latents per row", "batch_size": "rows per batch"}
+SIZES = ("d_model", *AXES)
+GROWTH = "-growth"
+COLUMNS = ("date", "device", "shape", "engine", "version", "steps_per_s", "loss", "peak_mb", "checked")
+
+
+class SpeedError(ValueError):
+    """A row whose shape has no sizes."""
+
+
+def shapes() -> pd.DataFrame:
+    """Sizes of the named shapes, by name."""
+    return pd.read_csv(paths.benchmarks() / "shapes.csv").set_index("name")
+
+
+def rows(growth: bool = False, folder: Path | None = None) -> pd.DataFrame:
+    """Rows that may be shown, of the last run of each shape on each device that timed our step, with their sizes.
+
+    ``growth``: those of `run.py --grow`, which lie in files of their own. ``milliseconds``: of one step. A file with
+    other columns is another benchmark's. Raises SpeedError for a shape without sizes.
+    """
+    parts = []
+    for path in sorted((folder or paths.benchmarks() / "results").glob("*.csv")):
+        part = pd.read_csv(path)
+        if path.stem.endswith(GROWTH) == growth and tuple(part.columns) == COLUMNS:
+            parts.append(part)
+    table = pd.concat(parts) if parts else pd.DataFrame(columns=pd.Index(COLUMNS))
+    table = table[table["checked"] != "no"].reset_index(drop=True)
+    names = table["engine"].astype(str).str.extract(r"^(?P<library>.+) (?P<architecture>\S+)$")
+    table = table.join(names).assign(milliseconds=1e3 / table["steps_per_s"].astype(float))
+    ours = table[table["library"] == OURS]
+    last = ours.groupby(["device", "shape"])["date"].max().reset_index()
+    return _sized(table.merge(last, on=["device", "shape", "date"]))
+
+
+def _sized(table: pd.DataFrame) -> pd.DataFrame:
+    known, sizes = shapes(), []
+    for name in table["shape"]:
+        written = re.fullmatch(r"(\d+)x(\d+)-k(\d+)-b(\d+)", name)
+        if written is None and name not in known.index:
+            raise SpeedError(f"the shape {name!r} is neither in shapes.csv nor written like 256x4096-k16-b1024")
+        sizes.append([int(v) for v in (written.groups() if written else known.loc[name, list(SIZES)])])
+    return pd.concat([table, pd.DataFrame(sizes, columns=pd.Index(SIZES), index=table.index, dtype=int)], axis=1)
+
+
+def on_gpu(device: str) -> bool:
+    """Whether a device's name is a GPU's: a processor's ends with its number of threads."""
+    return re.search(r"-\d+t$", device) is None
+
+
+def ratios(table: pd.DataFrame) -> pd.DataFrame:
+    """For each of our rows the fastest other engine of its architecture, and how many of its limits a step takes."""
+    lines = []
+    for row in table[table["library"] == OURS].to_dict("records"):
+        run = table[(table["device"] == row["device"]) & (table["shape"] == row["shape"])]
+        same = (run["architecture"] == row["architecture"]) & ~run["library"].isin([OURS, LIMIT])
+        limits = run[run["library"] == LIMIT].set_index("architecture")["milliseconds"]
+        line = {name: row[name] for name in ("device", "date", "shape", "architecture", "milliseconds")}
+        if same.any():
+            best = run.loc[run.loc[same, "milliseconds"].astype(float).idxmin()]
+            line |= {"fastest other": best["library"], "times faster": best["milliseconds"] / row["milliseconds"]}
+        line |= {f"times the {p} limit": row["milliseconds"] / limits[p] for p in limits.index}
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def growth(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `--grow` along each axis: ``axis``, ``size`` and ``milliseconds`` by device and engine.
+
+    The centre is the size most rows have, axis by axis; it lies on all three.
+    """
+    parts = []
+    for _, run in table.groupby("device"):
+        centre = {axis: run[axis].mode()[0] for axis in AXES}
+        for axis in AXES:
+            others = [run[other] == centre[other] for other in AXES if other != axis]
+            line = run[others[0] & others[1]].sort_values(axis)
+            parts.append(line.assign(axis=axis, size=line[axis]))
+    return pd.concat(parts, ignore_index=True) if parts else table.assign(axis="", size=0)
+
+
+def per_doubling(grown: pd.DataFrame) -> pd.DataFrame:
+    """What a doubling of an axis multiplies an engine's time by, from the middle of the axis to its end."""
+    lines = []
+    for (device, engine, axis), line in grown.groupby(["device", "engine", "axis"]):
+        ends = line.sort_values("size").iloc[[(len(line) - 1) // 2, -1]]
+        doublings = math.log2(ends["size"].iloc[1] / ends["size"].iloc[0])
+        if doublings > 0:
+            times = (ends["milliseconds"].iloc[1] / ends["milliseconds"].iloc[0]) ** (1 / doublings)
+            lines.append({"device": device, "engine": engine, "axis": axis, "times": times})
+    return pd.DataFrame(lines, columns=pd.Index(["device", "engine", "axis", "times"]))
+
+
+def devices(table: pd.DataFrame, gpu: bool) -> str:
+    """The devices that the rows are of, in words; "none" where there is no row."""
+    found = sorted({d for d in table["device"] if on_gpu(d) == gpu})
+    return ", ".join(found) or "none"
