@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -58,6 +60,7 @@ class Shape:
 def _read(path: Path) -> dict[str, Shape]:
     with path.open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
+    kinds: dict[str, Callable[[str], Any]]
     kinds = {name: float if name == "learning_rate" else int for name in Shape.__annotations__}
     return {line["name"]: Shape(**{name: kind(line[name]) for name, kind in kinds.items()}) for line in lines}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from typing import cast
 
 import pandas as pd
 
@@ -41,11 +42,11 @@ def rows(growth: bool = False, folder: Path | None = None) -> pd.DataFrame:
         if path.stem.endswith(GROWTH) == growth and tuple(part.columns) == COLUMNS:
             parts.append(part)
     table = pd.concat(parts) if parts else pd.DataFrame(columns=pd.Index(COLUMNS))
-    table = table[table["checked"] != "no"].reset_index(drop=True)
+    table = table.loc[table["checked"] != "no"].reset_index(drop=True)
     names = table["engine"].astype(str).str.extract(r"^(?P<library>.+) (?P<architecture>\S+)$")
     table = table.join(names).assign(milliseconds=1e3 / table["steps_per_s"].astype(float))
-    ours = table[table["library"] == OURS]
-    last = ours.groupby(["device", "shape"])["date"].max().reset_index()
+    ours = table.loc[table["library"] == OURS]
+    last = ours.groupby(["device", "shape"]).date.max().reset_index()
     return _sized(table.merge(last, on=["device", "shape", "date"]))
 
 
@@ -67,10 +68,10 @@ def on_gpu(device: str) -> bool:
 def ratios(table: pd.DataFrame) -> pd.DataFrame:
     """For each of our rows the fastest other engine of its architecture, and how many of its limits a step takes."""
     lines = []
-    for row in table[table["library"] == OURS].to_dict("records"):
-        run = table[(table["device"] == row["device"]) & (table["shape"] == row["shape"])]
+    for row in table.loc[table["library"] == OURS].to_dict("records"):
+        run = table.loc[(table["device"] == row["device"]) & (table["shape"] == row["shape"])]
         same = (run["architecture"] == row["architecture"]) & ~run["library"].isin([OURS, LIMIT])
-        limits = run[run["library"] == LIMIT].set_index("architecture")["milliseconds"]
+        limits = run.loc[run["library"] == LIMIT].set_index("architecture")["milliseconds"]
         line = {name: row[name] for name in ("device", "date", "shape", "architecture", "milliseconds")}
         if same.any():
             best = run.loc[run.loc[same, "milliseconds"].astype(float).idxmin()]
@@ -90,7 +91,7 @@ def growth(table: pd.DataFrame) -> pd.DataFrame:
         centre = {axis: run[axis].mode()[0] for axis in AXES}
         for axis in AXES:
             others = [run[other] == centre[other] for other in AXES if other != axis]
-            line = run[others[0] & others[1]].sort_values(axis)
+            line = run.loc[others[0] & others[1]].sort_values(axis)
             parts.append(line.assign(axis=axis, size=line[axis]))
     return pd.concat(parts, ignore_index=True) if parts else table.assign(axis="", size=0)
 
@@ -98,7 +99,8 @@ def growth(table: pd.DataFrame) -> pd.DataFrame:
 def per_doubling(grown: pd.DataFrame) -> pd.DataFrame:
     """What a doubling of an axis multiplies an engine's time by, from the middle of the axis to its end."""
     lines = []
-    for (device, engine, axis), line in grown.groupby(["device", "engine", "axis"]):
+    for key, line in grown.groupby(["device", "engine", "axis"]):
+        device, engine, axis = cast(tuple, key)
         ends = line.sort_values("size").iloc[[(len(line) - 1) // 2, -1]]
         doublings = math.log2(ends["size"].iloc[1] / ends["size"].iloc[0])
         if doublings > 0:

@@ -131,7 +131,7 @@ class Device:
 
     def _read(self, name: str) -> Float[Tensor, "n_latents d_model"]:
         """What matmuls and gathers read of a weight."""
-        return self.shadows.get(name, getattr(self.trainer.sae, name).data)
+        return self.shadows[name] if name in self.shadows else getattr(self.trainer.sae, name).data
 
     def _select(self, scores: Float[Tensor, "batch n_latents"], weight: Float32[Tensor, "batch"] | None) -> Active:
         sae, spec = self.trainer.sae, self.trainer.run.sae
@@ -188,7 +188,7 @@ class Device:
         pulled = sparse.Entries(by, _joined([p.pulls for p in parts]), pull_rows, values)
         code_grads, waiting = self._decoder(pulled, with_ortho)
         if not spec.selects_by_rank:
-            penalty = (t.log_penalty.exp() / len(seen)).float()
+            penalty = (torch.as_tensor(t.log_penalty).exp() / len(seen)).float()
             if spec.architecture == "relu":
                 code_grads = code_grads + penalty
             else:
@@ -309,4 +309,4 @@ def _unweighted(codes: DeviceCodes, weight: Float32[Tensor, "batch"] | None) -> 
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))

@@ -47,7 +47,7 @@ def test_ratios_are_to_the_fastest_of_the_same_architecture_and_to_the_limit(fol
 def test_a_gpu_is_told_from_a_processor(folder):
     table = speed.rows(folder=folder(LINES))
     assert (speed.devices(table, gpu=True), speed.devices(table, gpu=False)) == ("nvidia-x", "cpu-2t")
-    assert speed.devices(table[table["shape"] == "small"], gpu=True) == "none"
+    assert speed.devices(table.loc[table["shape"] == "small"], gpu=True) == "none"
 
 
 def grown(*points: tuple[str, float]) -> str:

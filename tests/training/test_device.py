@@ -163,6 +163,7 @@ class TestRoom:
         monkeypatch.setattr(device, "DENSE_SHARE", 0.2)
         run = run_of("relu")
         trainer, plain = on_device(run, source), start(run, source, fast=False)
+        assert trainer.gpu is not None
         taken = []
         monkeypatch.setattr(trainer.gpu, "_dense", lambda *a, f=trainer.gpu._dense: taken.append(1) or f(*a))
         for step, bias in enumerate((0.5, -1.0)):  # nearly everything active, then little
@@ -252,6 +253,7 @@ class TestState:
     def test_a_state_set_from_outside_forgets_what_went_wrong(self, source):
         trainer, twin = (on_device(run_of(), source) for _ in range(2))
         before = {name: tensor.clone() for name, tensor in trainer.state_dict().items()}
+        assert trainer.gpu is not None
         trainer.gpu.next_look = 9
         trainer.step(torch.full((4, 9), torch.nan, device=HERE))
         trainer.load_state_dict(before)

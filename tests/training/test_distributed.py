@@ -14,10 +14,13 @@ from unittest import mock
 import pandas as pd
 import pytest
 import torch
+from torch.multiprocessing.spawn import spawn
 
 from saecore import cli, paths, sweep
+from saecore.activations import open_source
 from saecore.kernels.batch_topk import reference
 from saecore.saes import CheckpointError, checkpoint
+from saecore.sources.base import Source
 from saecore.sources.synthetic import Superposition
 from saecore.spec import ConstraintSpec, RunSpec, SAESpec, SourceSpec, SpecError, TrainingSpec
 from saecore.training import DivergedError, Trainer, distributed, start, train_many
@@ -54,15 +57,15 @@ class Case:
     def run(self) -> RunSpec:
         """Otherwise one silent step makes a latent dead: half of them are, and there is an auxiliary loss."""
         world, l0, batch = (SMALL, 1, 6) if self.path == "triton" else (WORLD, 3, 24)
-        fields = {"d_model": world.d_model, "n_latents": world.n_features, "l0": l0, "aux_k": 8}
+        fields: dict[str, Any] = {"d_model": world.d_model, "n_latents": world.n_features, "l0": l0, "aux_k": 8}
         fields["dead_after"] = 1000 if self.dead else 1
         training = TrainingSpec(steps=100, batch_size=batch, learning_rate=1e-3, decay=0.9)
         spec = SAESpec(self.architecture, **(fields | self.fields))
         return RunSpec(spec, world, ConstraintSpec(self.constraint, tau=0.98), training)
 
     @property
-    def source(self) -> Superposition:
-        return Superposition(self.run.source)
+    def source(self) -> Source:
+        return open_source(self.run.source)
 
     def alone(self) -> Trainer:
         """Where two processes take Triton's kernels, one has the definition."""
@@ -137,7 +140,7 @@ def scores(name: str) -> torch.Tensor:
 
 def train(trainer: Trainer, steps: int) -> list[float]:
     losses: list[float] = []
-    source = Superposition(trainer.run.source)
+    source = open_source(trainer.run.source)
     train_many([trainer], source, steps, lambda _, loss: losses.append(float(loss)))
     return losses
 
@@ -246,7 +249,7 @@ def alone(tmp_path_factory) -> tuple[Path, dict[str, tuple[Trainer, list[float]]
 @pytest.fixture(scope="module")
 def folder(alone) -> Path:
     """What the two processes have written."""
-    torch.multiprocessing.spawn(work, (alone[0],), SIZE)
+    spawn(work, (alone[0],), SIZE)
     return alone[0]
 
 
@@ -398,7 +401,7 @@ def test_the_command_records_once_what_one_process_records(tiny, tmp_path, monke
     assert cli.main(["run", str(tiny)]) == 0
     two, one = (pd.read_csv(tmp_path / name / "results" / "tiny.csv") for name in ("two", "one"))
     same = [column for column in one if column not in ("value", "seconds")]
-    pd.testing.assert_frame_equal(two[same], one[same])
+    pd.testing.assert_frame_equal(two.loc[:, same], one.loc[:, same])
     assert two["value"].tolist() == pytest.approx(one["value"].tolist(), abs=1e-3)
     assert {"silent_share", "explained_variance"} <= set(one["metric"])
     assert sorted(p.name for p in (tmp_path / "two/cache/saes").iterdir()) == sorted(

@@ -278,7 +278,7 @@ class TestManyOnOneStream:
     def test_the_samples_are_those_of_the_seed(self, source):
         losses: list[float] = []
         trainer = start(run_of(training={"seed": 3}), source)
-        train_many([trainer], source, 2, watch=lambda _, loss: losses.append(loss))
+        train_many([trainer], source, 2, watch=lambda _, loss: losses.append(float(loss)))
         by_hand = start(run_of(training={"seed": 3}), source)
         assert losses == [by_hand.step(source.batch(96, step, stream(3)).x) for step in range(2)]
 

@@ -6,6 +6,9 @@ bfloat16 shadow of the weights, which decoding and the encoder's matmul read. ``
 is 0 nothing is updated, so that a step that must not be taken is not, and the host need not know.
 """
 
+# Triton's types know neither launches nor constexpr:
+# pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 from dataclasses import dataclass

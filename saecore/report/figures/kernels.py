@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, cast
 
 import pandas as pd
 from matplotlib.lines import Line2D
@@ -23,7 +24,7 @@ from saecore.report.figures.base import (
 )
 
 OURS = VARIANTS["free"].colour
-LIMITS = {"float32": "--", "bfloat16": ":"}
+LIMITS: dict[str, Literal["--", ":"]] = {"float32": "--", "bfloat16": ":"}
 LINES = {
     "plain batch_topk": Style(GREY, "s"),
     f"{speed.OURS} batch_topk": Style(OURS, "o"),
@@ -46,13 +47,13 @@ def speed_figure(table: pd.DataFrame) -> BookFigure:
     for ax in axes[len(runs) :]:
         ax.set_axis_off()
     for ax, (key, run) in zip(axes, runs, strict=False):
-        device, shape = key
+        device, shape = cast(tuple, key)
         libraries = _by_speed(run)
-        for row in run[run["library"] != speed.LIMIT].to_dict("records"):
+        for row in run.loc[run["library"] != speed.LIMIT].to_dict("records"):
             colour = OURS if row["library"] == speed.OURS else GREY
             marker = ARCHITECTURES[row["architecture"]].marker
             ax.plot(row["steps_per_s"], libraries.index(row["library"]), color=colour, marker=marker, linestyle="none")
-        for row in run[run["library"] == speed.LIMIT].to_dict("records"):
+        for row in run.loc[run["library"] == speed.LIMIT].to_dict("records"):
             ax.axvline(row["steps_per_s"], color=INK, linestyle=LIMITS[row["architecture"]], linewidth=1.4)
         ax.set_xscale("log")
         _plain_ticks(ax.xaxis, (1.0, 3.0))
@@ -72,7 +73,7 @@ def speed_figure(table: pd.DataFrame) -> BookFigure:
 
 
 def _by_speed(run: pd.DataFrame) -> list[str]:
-    best = run[run["library"] != speed.LIMIT].groupby("library")["steps_per_s"].max()
+    best = run.loc[run["library"] != speed.LIMIT].groupby("library").steps_per_s.max()
     return list(best.sort_values().index)
 
 
@@ -90,7 +91,7 @@ def growth_figure(grown: pd.DataFrame) -> BookFigure:
     grid = figure.subplots(len(devices), len(speed.AXES), sharey="row", squeeze=False)
     for device, line in zip(devices, grid, strict=True):
         for (axis, words), ax in zip(speed.AXES.items(), line, strict=True):
-            part = grown[(grown["device"] == device) & (grown["axis"] == axis)]
+            part = grown.loc[(grown["device"] == device) & (grown["axis"] == axis)]
             _growth(ax, part)
             ax.set_xlabel(words)
         line[0].set_ylabel("ms per step")
@@ -103,7 +104,7 @@ def growth_figure(grown: pd.DataFrame) -> BookFigure:
 
 def _growth(ax, part: pd.DataFrame) -> None:
     for engine, style in LINES.items():
-        own = part[part["engine"] == engine].sort_values("size")
+        own = part.loc[part["engine"] == engine].sort_values("size")
         ax.plot(own["size"], own["milliseconds"], color=style.colour, marker=style.marker, linestyle=style.line)
     sizes: Sequence[int] = sorted(set(part["size"]))
     ax.set_xscale("log", base=2)
