@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Protocol
 
 from saecore.activations import open_source
 from saecore.report import ledger
-from saecore.report.ledger import LedgerError
 from saecore.saes import checkpoint
-from saecore.saes.base import SAE
+from saecore.saes.base import SAE, UnreadableError
 from saecore.sources.base import Source
-from saecore.spec import RunSpec, one_of, require
+from saecore.sources.probing import LabelledSetError
+from saecore.spec import RunSpec, SpecError, one_of, require
 from saecore.studies import editing, interpretability, probing
+from saecore.studies.facts import EditingError
 from saecore.studies.probing import Texts
 from saecore.sweep import UNOPENED, sae_path
 
 log = logging.getLogger(__name__)
 
+Place = tuple[str, str]
+"""The key of a run, and where the texts are that it was to be measured on: "" for the check's own."""
+CANNOT = (SpecError, LabelledSetError, EditingError, UnreadableError)
+"""What a check raises where the source, the texts or the SAE is at fault."""
 UNTRAINED = "its SAE is not in the cache; `saecore run` of its sweep trains it"
 
 
@@ -43,25 +48,20 @@ CHECKS: dict[str, Callable[[Source], Check]] = {
 
 def run_all(
     name: str, groups: Sequence[Sequence[RunSpec]], device: str = "cpu", texts: Sequence[Texts] = ()
-) -> dict[str, str]:
-    """Check every trained SAE of a sweep that has no row yet; by key, why one was left out.
+) -> dict[Place, str]:
+    """Check every trained SAE of a sweep that has no row yet; why one was left out, by key and texts.
 
     Floors and ceilings are recorded once for each source. A source that the check cannot be made on (a model that
     predicts no tokens cannot be edited) is left out, and so is an SAE with too few latents; the others go on.
     ``texts``: what sparse probing reads in the place of its own, each recorded under its name in ``ON_TEXTS``. Raises
-    SpecError for an unknown check, and where texts are given that it does not read or cannot tell apart.
+    SpecError for an unknown check, and where texts are given that it does not read.
     """
     _known(name, texts)
     ledger.commit()  # asked now: the code that runs is the code of this moment
-    left_out: dict[str, str] = {}
-    every = [run for group in groups for run in group]
-    for runs in _by_source(every):
-        experiment = _experiment(name, runs[0], texts)
-        if not texts:
-            left_out |= _run(experiment, runs, recorded(experiment), lambda: CHECKS[name], device)
-        for named in texts:
-            done = ledger.finished(experiment, named.mark)
-            left_out |= _run(experiment, runs, done, partial(_on, named), device)
+    left_out: dict[Place, str] = {}
+    for runs in _by_source(groups):
+        for named in texts or [None]:
+            left_out |= _run(name, _experiment(name, runs[0], texts), named, runs, device)
     return left_out
 
 
@@ -72,10 +72,9 @@ def plan(name: str, groups: Sequence[Sequence[RunSpec]], texts: Sequence[Texts] 
     """
     _known(name, texts)
     states = []
-    for runs in _by_source([run for group in groups for run in group]):
+    for runs in _by_source(groups):
         experiment = _experiment(name, runs[0], texts)
-        marked = [ledger.finished(experiment, named.mark) for named in texts] or [recorded(experiment)]
-        done = set.intersection(*marked)
+        done = set.intersection(*(_done(experiment, named) for named in texts or [None]))
         rest = ("to measure" if sae_path(run).exists() else "not trained" for run in runs)
         states += [(run, "recorded" if run.key() in done else state) for run, state in zip(runs, rest, strict=True)]
     return states
@@ -86,38 +85,30 @@ def recorded(experiment: str) -> set[str]:
     return set(ledger.read(experiment)["key"]) if ledger.path(experiment).exists() else set()
 
 
-def _run(
-    experiment: str,
-    runs: Sequence[RunSpec],
-    done: Collection[str],
-    prepare: Callable[[], Callable[[Source], Check]],
-    device: str,
-) -> dict[str, str]:
-    """The runs of one source that are not ``done``; ``prepare`` gives the check, before the source is opened."""
+def _run(name: str, experiment: str, named: Texts | None, runs: Sequence[RunSpec], device: str) -> dict[Place, str]:
+    """The runs of one source that have no row yet."""
+    done, where, source = _done(experiment, named), named.place if named else "", runs[0].source
     todo = [run for run in runs if run.key() not in done]
-    left_out = {run.key(): UNTRAINED for run in todo if not sae_path(run).exists()}
-    here = [run for run in todo if run.key() not in left_out]
+    here = [run for run in todo if sae_path(run).exists()]
+    left_out = {(run.key(), where): UNTRAINED for run in todo if run not in here}
     if not here:
         return left_out
     try:
-        make = prepare()
-        source = open_source(here[0].source, device)
-        check = make(source)
-        if source.spec.key() not in done:
-            ledger.record(experiment, ledger.references(source.spec, check.references(), device))
-    except LedgerError:
-        raise
-    except (*UNOPENED, ValueError, OSError) as error:
-        log.error("%s: nothing to be had on %s: %s", experiment, here[0].source.name, error)
-        return left_out | {run.key(): str(error) for run in here}
+        make = partial(probing.OnTexts.prepare, held=named.open()) if named else CHECKS[name]  # texts fail sooner
+        check = make(open_source(source, device))
+        if source.key() not in done:
+            ledger.record(experiment, ledger.references(source, check.references(), device))
+    except (*CANNOT, *UNOPENED, OSError) as error:
+        log.error("%s: nothing to be had on %s: %s", experiment, source.name, error)
+        return left_out | {(run.key(), where): str(error) for run in here}
     for run in here:
         began = time.monotonic()
         sae = checkpoint.load(sae_path(run))[0].to(device)
         try:
             values = check.measure(sae)
-        except ValueError as error:
+        except CANNOT as error:
             log.error("%s: nothing to be had of %s: %s", experiment, run.key(), error)
-            left_out[run.key()] = str(error)
+            left_out[run.key(), where] = str(error)
             continue
         seconds = time.monotonic() - began
         ledger.record(experiment, ledger.rows(run, run.training.steps, values, seconds, device))
@@ -125,8 +116,8 @@ def _run(
     return left_out
 
 
-def _on(named: Texts) -> Callable[[Source], Check]:
-    return partial(probing.OnTexts.prepare, held=named.open())
+def _done(experiment: str, named: Texts | None) -> set[str]:
+    return ledger.finished(experiment, named.mark) if named else recorded(experiment)
 
 
 def _known(name: str, texts: Sequence[Texts]) -> None:
@@ -135,9 +126,6 @@ def _known(name: str, texts: Sequence[Texts]) -> None:
         not texts or name == probing.EXPERIMENT,
         f"check={name!r} reads no texts of your choice; leave them out, or take {probing.EXPERIMENT}",
     )
-    names = [named.name for named in texts]
-    twice = sorted({one for one in names if names.count(one) > 1})
-    require(not twice, f"several texts are called {', '.join(twice)}, and rows are recorded by name; rename a file")
 
 
 def _experiment(name: str, run: RunSpec, texts: Sequence[Texts]) -> str:
@@ -147,6 +135,7 @@ def _experiment(name: str, run: RunSpec, texts: Sequence[Texts]) -> str:
     return probing.ON_TEXTS if texts else name
 
 
-def _by_source(runs: Sequence[RunSpec]) -> Iterator[list[RunSpec]]:
-    for spec in dict.fromkeys(run.source for run in runs):
-        yield [run for run in runs if run.source == spec]
+def _by_source(groups: Sequence[Sequence[RunSpec]]) -> Iterator[list[RunSpec]]:
+    every = [run for group in groups for run in group]
+    for spec in dict.fromkeys(run.source for run in every):
+        yield [run for run in every if run.source == spec]

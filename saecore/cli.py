@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from saecore import __version__, paths
-from saecore.spec import ActivationSpec, RunSpec, SpecError
+from saecore.spec import SPREADS, ActivationSpec, RunSpec, SpecError
 
 Subparsers = Any
 
@@ -121,6 +123,7 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
     """What every command on a sweep takes."""
     parser.add_argument("sweep", help="a name in book/sweeps, such as reconstruction, or a .yml file")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--source", metavar="NAME", help="only SAEs of this source, such as minilm.3")
     parser.add_argument("--part", default="1/1", metavar="I/N", help="the I-th of N shares, to run beside the others")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: torch's)")
     parser.add_argument("--plan", action="store_true", help="say what would be done, and stop")
@@ -136,15 +139,26 @@ def sweep_of(arguments: argparse.Namespace) -> tuple[str, list[list[RunSpec]]]:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     experiment, groups = sweep.load(sweep.find(arguments.sweep))
-    return experiment, sweep.part(groups, arguments.part)
+    return experiment, sweep.part(of_source(groups, arguments.source), arguments.part)
+
+
+def of_source(groups: Sequence[list[RunSpec]], name: str | None) -> list[list[RunSpec]]:
+    """The groups whose runs are of a source, by its name in the ledger; all without a name. Raises SpecError."""
+    there = sorted({group[0].source.name for group in groups})
+    if name is not None and name not in there:
+        raise SpecError(f"--source {name}: the sweep has no such source; it has {', '.join(there)}")
+    return [group for group in groups if name in (None, group[0].source.name)]
 
 
 def require_device(name: str) -> None:
-    """Raises SpecError for a GPU that torch does not see."""
+    """Raises SpecError for an unknown name, and for a GPU that torch does not see."""
     import torch
 
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise SpecError(f"--device {name}: torch sees no GPU here; leave it out for the CPU")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise SpecError(f"--device {name} is unknown; choose cpu, cuda, or cuda:1 for the second GPU")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name != "cpu" and int(name.partition(":")[2] or 0) >= gpus:
+        raise SpecError(f"--device {name}: torch sees {gpus or 'no'} GPU here; leave it out for the CPU")
 
 
 def add_run(subparsers: Subparsers) -> None:
@@ -158,7 +172,7 @@ def add_run(subparsers: Subparsers) -> None:
     )
     run.add_argument(
         "--spread",
-        choices=("data", "latents"),
+        choices=SPREADS,
         help="each process that torchrun started has a share of every batch, or of every SAE's latents",
     )
     run.set_defaults(run=run_sweep)
@@ -167,8 +181,12 @@ def add_run(subparsers: Subparsers) -> None:
 def run_sweep(arguments: argparse.Namespace) -> int:
     from saecore.training import distributed
 
+    if not arguments.spread:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what is trained is saved
     try:
         return _run_sweep(arguments)
+    except KeyboardInterrupt:
+        return complain("stopped; the same command goes on from there", FAILED)
     finally:
         distributed.leave()
 
@@ -216,11 +234,9 @@ def add_measure(subparsers: Subparsers) -> None:
     measure.add_argument(
         "--columns",
         nargs=2,
-        default=("prompt", "target"),
         metavar=("TEXT", "LABEL"),
         help="what holds the texts and the classes in these files (default: prompt target)",
     )
-    measure.add_argument("--source", metavar="NAME", help="only SAEs of this source, such as minilm.3")
     measure.set_defaults(run=run_measure)
 
 
@@ -229,10 +245,14 @@ def run_measure(arguments: argparse.Namespace) -> int:
     from saecore.report.ledger import LedgerError
     from saecore.saes import CheckpointError
 
-    texts = [checks.Texts(place, *arguments.columns) for place in arguments.texts]
+    columns = arguments.columns or ()
     try:
+        if columns and not arguments.texts:
+            raise SpecError(
+                f"--columns {' '.join(columns)} are of no texts; name a CSV with --texts, or leave them out"
+            )
+        texts = [checks.Texts(place, *columns) for place in arguments.texts]
         _, groups = sweep_of(arguments)
-        groups = of_source(groups, arguments.source)
         if arguments.plan:
             return show_plan(checks.plan(arguments.check, groups, texts))
         reasons = checks.run_all(arguments.check, groups, arguments.device, texts)
@@ -240,15 +260,8 @@ def run_measure(arguments: argparse.Namespace) -> int:
         return complain(error, REFUSED)
     except (CheckpointError, LedgerError) as error:
         return complain(error, FAILED)
-    return report(arguments.check, reasons, sum(map(len, groups)))
-
-
-def of_source(groups: Sequence[list[RunSpec]], name: str | None) -> list[list[RunSpec]]:
-    """The groups whose runs are of a source, by its name in the ledger; all without a name. Raises SpecError."""
-    there = sorted({group[0].source.name for group in groups})
-    if name is not None and name not in there:
-        raise SpecError(f"--source {name}: the sweep has no such source; it has {', '.join(there)}")
-    return [group for group in groups if name in (None, group[0].source.name)]
+    told = {" on ".join(filter(None, place)): reason for place, reason in reasons.items()}
+    return report(arguments.check, told, sum(map(len, groups)) * max(1, len(texts)))
 
 
 def show_plan(states: Iterable[tuple[RunSpec, str]]) -> int:
@@ -338,7 +351,7 @@ def run_harvest(arguments: argparse.Namespace) -> int:
 
 
 def report(experiment: str, reasons: Mapping[str, str], runs: int) -> int:
-    """What is recorded, and what is not: ``reasons`` by key."""
+    """What is recorded, and what is not: ``reasons`` by key, and by the texts where some were named."""
     if reasons:
         lines = [f"{experiment}: {len(reasons)} of {runs} runs are not recorded"]
         for reason in dict.fromkeys(reasons.values()):

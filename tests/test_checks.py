@@ -14,7 +14,7 @@ from saecore import checks, cli, paths, sweep
 from saecore.judges.endpoint import MODEL
 from saecore.report import ledger
 from saecore.spec import SpecError
-from saecore.studies import interpretability, probing
+from saecore.studies import interpretability, probed, probing
 
 SWEEP = """
 experiment: tiny
@@ -55,7 +55,7 @@ class Counted:
 def test_every_trained_sae_is_checked_once_beside_its_references(groups, monkeypatch):
     check = Counted()
     monkeypatch.setitem(checks.CHECKS, "counted", check)
-    assert set(checks.run_all("counted", groups)) == {run.key() for run in groups[0]} and check.made == 0
+    assert set(checks.run_all("counted", groups)) == {(run.key(), "") for run in groups[0]} and check.made == 0
     sweep.run_all("tiny", groups)
     assert checks.run_all("counted", groups) == {}
     assert checks.run_all("counted", groups) == {} and (check.made, check.asked) == (1, 2)
@@ -87,6 +87,12 @@ def test_a_gpu_that_is_not_there_is_refused(groups, tmp_path, capsys, monkeypatc
     for command in (["run"], ["measure", "sparse_probing"]):
         assert cli.main([*command, str(tmp_path / "tiny.yml"), "--device", "cuda"]) == cli.REFUSED
         assert "torch sees no GPU here" in capsys.readouterr().err
+        assert cli.main([*command, str(tmp_path / "tiny.yml"), "--device", "cudda"]) == cli.REFUSED
+        assert "--device cudda is unknown; choose cpu, cuda" in capsys.readouterr().err
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert cli.main(["run", str(tmp_path / "tiny.yml"), "--plan", "--device", "cuda:1"]) == cli.REFUSED
+    assert cli.main(["run", str(tmp_path / "tiny.yml"), "--plan", "--device", "cuda:0"]) == 0
 
 
 def test_the_command_line_says_what_is_not_trained(groups, tmp_path, capsys):
@@ -124,7 +130,8 @@ def test_named_texts_are_recorded_apart_each_under_its_name(groups, tmp_path, ca
     animals, more = table(tmp_path, "Land animals.v2.csv"), table(tmp_path, "more.csv", header="what,kind")
     assert cli.main([*measure, animals]) == 0 and not ledger.path(probing.EXPERIMENT).exists()
     found = ledger.read(probing.ON_TEXTS)
-    assert set(found["metric"]) == {f"probing_top{k}_land_animals" for k in (1, 2)}
+    assert set(found["metric"]) == {f"probing_top{k}_{probing.Texts(animals).name}" for k in (1, 2)}
+    assert {metric.partition(".")[0] for metric in found["metric"]} == {f"probing_top{k}_land_animals" for k in (1, 2)}
     assert set(found["constraint"]) == {"free", "untrained", "majority", "neurons", "pca", "dense_probe"}
     capsys.readouterr()
     for named, states in (
@@ -137,8 +144,8 @@ def test_named_texts_are_recorded_apart_each_under_its_name(groups, tmp_path, ca
         assert (said.count("to measure"), said.count("recorded")) == states
     assert cli.main([*measure, more, "--columns", "what", "kind"]) == 0
     both = ledger.read(probing.ON_TEXTS)
-    assert {"probing_top1_land_animals", "probing_top1_more"} <= set(both["metric"])
-    kept = both[both["metric"].str.endswith("animals")].reset_index(drop=True)
+    assert set(probed.by_table(both)["table"]) == {"land animals", "more"}
+    kept = both[both["metric"].isin(found["metric"])].reset_index(drop=True)
     assert kept.equals(found), "a second set moves nothing of the first"
 
     (tmp_path / "empty.csv").write_text("")
@@ -152,20 +159,27 @@ def test_named_texts_are_recorded_apart_each_under_its_name(groups, tmp_path, ca
         table(tmp_path, "other.csv", header="a,b"): "has the columns a, b, not 'prompt'",
     }
     assert cli.main([*measure, *bad, table(tmp_path, "good.csv")]) == cli.FAILED
-    assert "2 of 2 runs are not recorded" in capsys.readouterr().err
-    assert "probing_top1_good" in set(ledger.read(probing.ON_TEXTS)["metric"]), "the others are measured"
+    told = capsys.readouterr().err
+    assert "10 of 12 runs are not recorded" in told and all(said in told for said in bad.values())
+    assert f"{groups[0][0].key()} on {tmp_path / 'empty.csv'}" in told, "one SAE may fail on each for its own reason"
+    assert "good" in set(probed.by_table(ledger.read(probing.ON_TEXTS))["table"]), "the others are measured"
     for place, said in bad.items():
         assert cli.main([*measure, place]) == cli.FAILED
         assert said in capsys.readouterr().err
 
 
-def test_a_source_of_the_sweep_may_be_named(groups, tmp_path, capsys):
-    measure = ["measure", "sparse_probing", str(tmp_path / "tiny.yml"), "--plan", "--source"]
-    assert cli.main([*measure, "tiny.1"]) == cli.REFUSED
+@pytest.mark.parametrize(("command", "state"), [("run", "to run"), ("measure sparse_probing", "not trained")])
+def test_a_source_of_the_sweep_may_be_named(groups, tmp_path, capsys, command, state):
+    file = tmp_path / "two.yml"
+    file.write_text((tmp_path / "tiny.yml").read_text() + "  - {constraint: free, source.weights: random}\n")
+    asked = [*command.split(), str(file), "--plan"]
+    assert cli.main([*asked, "--source", "tiny.1"]) == cli.REFUSED
     name = groups[0][0].source.name
     assert f"no such source; it has {name}" in capsys.readouterr().err
-    assert cli.main([*measure, name]) == 0
-    assert capsys.readouterr().out.count("not trained") == 2
+    other = sweep.load(file)[1][1][0].source.name
+    for options, count in (([], 3), (["--source", name], 2), (["--source", other, "--part", "1/2"], 1)):
+        assert cli.main([*asked, *options]) == 0
+        assert capsys.readouterr().out.count(state) == count
 
 
 def test_an_sae_that_a_check_cannot_take_is_left_out_and_the_others_go_on(groups, monkeypatch):
@@ -173,24 +187,47 @@ def test_an_sae_that_a_check_cannot_take_is_left_out_and_the_others_go_on(groups
         def measure(self, sae):
             if self.asked == 0:
                 self.asked = 1
-                raise ValueError("k=20 must lie between 1 and the 16 latents that there are")
+                raise SpecError("k=20 must lie between 1 and 16")
             return super().measure(sae)
 
     monkeypatch.setitem(checks.CHECKS, "counted", Particular())
     sweep.run_all("tiny", groups)
     first, second = (run.key() for run in groups[0])
-    assert checks.run_all("counted", groups) == {first: "k=20 must lie between 1 and the 16 latents that there are"}
+    assert checks.run_all("counted", groups) == {(first, ""): "k=20 must lie between 1 and 16"}
     assert checks.recorded("counted") == {second, groups[0][0].source.key()}
 
 
-def test_texts_are_for_sparse_probing_and_tell_themselves_apart(groups, tmp_path, capsys):
+def test_a_fault_of_the_program_is_no_reason_to_go_on(groups, monkeypatch):
+    class Broken(Counted):
+        def measure(self, sae):
+            raise ValueError("operands could not be broadcast together")
+
+    monkeypatch.setitem(checks.CHECKS, "counted", Broken())
+    sweep.run_all("tiny", groups)
+    with pytest.raises(ValueError, match="could not be broadcast"):
+        checks.run_all("counted", groups)
+
+
+def test_texts_and_columns_that_nothing_reads_are_refused(groups, tmp_path, capsys):
     file, animals = str(tmp_path / "tiny.yml"), table(tmp_path, "animals.csv")
-    assert cli.main(["measure", "causal_editing", file, "--texts", animals]) == cli.REFUSED
-    assert "reads no texts of your choice" in capsys.readouterr().err
+    for options, said in (
+        (["causal_editing", file, "--texts", animals], "reads no texts of your choice"),
+        (["sparse_probing", file, "--columns", "a", "b"], "--columns a b are of no texts"),
+        (["sparse_probing", file, "--texts", "fancyzhx/ag_news", "--columns", "a", "b"], "has its own; leave them out"),
+    ):
+        assert cli.main(["measure", *options]) == cli.REFUSED
+        assert said in capsys.readouterr().err
+
+
+def test_tables_of_one_name_are_told_apart_by_what_they_hold(groups, tmp_path, monkeypatch):
+    monkeypatch.setattr(probing, "prepare", partial(probing.prepare, ks=(1,)))
+    sweep.run_all("tiny", groups)
     (tmp_path / "other").mkdir()
-    twin = table(tmp_path / "other", "animals.csv")
-    assert cli.main(["measure", "sparse_probing", file, "--texts", animals, twin]) == cli.REFUSED
-    assert "several texts are called animals" in capsys.readouterr().err
+    first, twin = table(tmp_path, "animals.csv"), table(tmp_path / "other", "animals.csv")
+    other = table(tmp_path, "animals.v2.csv", kinds=("bird", "fish"))
+    texts = [probing.Texts(place) for place in (first, twin, other)]
+    assert checks.run_all("sparse_probing", groups, texts=texts) == {}
+    assert len(set(ledger.read(probing.ON_TEXTS)["metric"])) == 2, "the twin holds the same"
 
 
 def test_rows_of_two_judges_never_mix(groups, tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import sparse
 
-from saecore.spec import one_of
+from saecore.spec import SpecError, one_of
 
 HALF = 10
 WIDTH = 2 * HALF + 1
@@ -57,7 +57,7 @@ REACH = 4
 class Text:
     """Tokens in rows that no sequence crosses. ``row`` rises; ``pieces`` gives each token's own characters.
 
-    Raises ValueError where a row is shorter than a sequence, or where there are fewer rows than a reserved one needs.
+    Raises SpecError where a row is shorter than a sequence, or where there are fewer rows than a reserved one needs.
     """
 
     ids: Int[np.ndarray, "positions"]
@@ -68,7 +68,7 @@ class Text:
         rows, counts = np.unique(self.row, return_counts=True)
         if len(rows) < RESERVED_EVERY or counts.min() < WIDTH or (rows != np.arange(len(rows))).any():
             shortest = counts.min() if len(rows) else 0
-            raise ValueError(
+            raise SpecError(
                 f"{len(rows)} rows, the shortest of {shortest} tokens: need {RESERVED_EVERY} rows, numbered from 0, of "
                 f"{WIDTH} tokens each; pass more text and leave short rows out"
             )

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from scipy import sparse
 
 from saecore.kernels.sparse_codes.codes import SparseCodes
+from saecore.spec import require
 
 KS = (1, 2, 5, 10, 20)
 """SAEBench's 1, 2 and 5, and more."""
@@ -67,13 +68,12 @@ def pool(codes: SparseCodes, ends: Int[np.ndarray, "texts_plus_one"], n_latents:
 def best_latents(x: Pooled, task: Binary, k: int) -> Int[np.ndarray, "k"]:
     """The k latents with the largest |mean where the class holds - mean where not| on train texts, largest first.
 
-    Raises ValueError where there are fewer latents.
+    Raises SpecError where there are fewer latents.
     """
     holds = task.train_labels == 1
     means = (np.asarray(x[task.train[rows]].mean(0)).ravel() for rows in (holds, ~holds))
     difference = np.abs(np.subtract(*means))
-    if not 1 <= k <= len(difference):
-        raise ValueError(f"k={k} must lie between 1 and the {len(difference)} latents that there are")
+    require(1 <= k <= len(difference), f"k={k} must lie between 1 and the {len(difference)} latents that there are")
     return np.argsort(-difference, kind="stable")[:k]
 
 

@@ -8,11 +8,16 @@ from torch import Tensor, nn
 
 from saecore import kernels
 from saecore.kernels.batch_topk import dense, reference
+from saecore.kernels.sparse_codes.codes import SparseCodes
 from saecore.spec import SAESpec
 
 ROOM = 4
 """Times ``l0`` codes a row for which the Triton path has room. Not measured on a GPU yet: a batch that is denser is no
 longer what the SAE was trained for."""
+
+
+class UnreadableError(ValueError):
+    """Rows that hold NaN or infinity, which no SAE can read."""
 
 
 class SAE(nn.Module):
@@ -81,17 +86,16 @@ class SAE(nn.Module):
         return self(activations * self.scale) / self.scale
 
     @torch.no_grad()
-    def encode_sparse(self, x: Float[Tensor, "batch d_model"]):
+    def encode_sparse(self, x: Float[Tensor, "batch d_model"]) -> SparseCodes:
         """:meth:`encode` as SparseCodes, by the Triton or the compiled path where there is one.
 
         The Triton path has room for ``ROOM`` times ``spec.l0`` codes a row above a threshold; where a batch has more,
         it is encoded densely.
         """
-        from saecore.kernels.sparse_codes.codes import SparseCodes
-
         self.check_input(x)
         if kernels.triton_path(x):
-            codes = self._encode_on_device(x)
+            with torch.cuda.device_of(x):  # where Triton launches, whatever the tensors are on
+                codes = self._encode_on_device(x)
             return SparseCodes.from_dense(self.encode(x)) if codes is None else codes
         if not kernels.fast_path(x):
             return SparseCodes.from_dense(self.encode(x))
@@ -107,7 +111,7 @@ class SAE(nn.Module):
             codes.values /= weight.repeat_interleave(torch.from_numpy(codes.indptr).diff()).numpy()
         return codes
 
-    def _encode_on_device(self, x):
+    def _encode_on_device(self, x: Float[Tensor, "batch d_model"]) -> SparseCodes | None:
         """Codes by the Triton path; None where there is too little room."""
         from saecore.kernels.batch_topk import triton
 
@@ -137,7 +141,7 @@ class SAE(nn.Module):
         bad = ~torch.isfinite(x).all(1)
         if bad.any():
             row = int(bad.nonzero()[0, 0])
-            raise ValueError(
+            raise UnreadableError(
                 f"x holds NaN or infinity in {int(bad.sum())} of {len(x)} rows (first: row {row}); "
                 "drop those rows or mend the source"
             )

@@ -12,11 +12,13 @@ from numpy.random import Generator
 
 from saecore.report import inference, names
 from saecore.sources.entities import Entities
-from saecore.studies.editing import FLOORS, METRIC
-from saecore.studies.facts import EditingError
+from saecore.studies import editing
+from saecore.studies.editing import AT, METRIC
 
 SIZE = "editing_mask_size_"
 """Recorded for each attribute, and for nothing else."""
+LATENTS, SCORE = "latents", "disentanglement"
+"""Columns of :func:`by_price`."""
 
 
 def attributes(frame: pd.DataFrame) -> list[str]:
@@ -26,18 +28,18 @@ def attributes(frame: pd.DataFrame) -> list[str]:
 
 def priced(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows of the check ``SMALL`` under their plain metrics, with the price of a latent as the column ``price``."""
-    told = frame["metric"].str.extract(r"^(?P<metric>.*)_at_(?P<price>[\d.e-]+)$")
-    return frame.assign(metric=told["metric"], price=told["price"].astype(float))
+    told = [metric.rpartition(AT) for metric in frame["metric"]]
+    return frame.assign(metric=[name for name, _, _ in told], price=[float(price) for *_, price in told])
 
 
 def by_price(frame: pd.DataFrame, of: Sequence[str]) -> pd.DataFrame:
-    """Mask size (``latents``) and ``disentanglement``, means over these attributes: columns by price, then by name.
+    """Mask size (``LATENTS``) and disentanglement (``SCORE``), means over these attributes: columns by price, then so.
 
     ``frame``: rows with a column ``price``. A row for each constraint and init that is recorded at every price, in the
     order of pages.
     """
-    told = {f"{SIZE}{a}": "latents" for a in of} | {f"{METRIC}_{a}": "disentanglement" for a in of}
-    rows = frame[frame["metric"].isin(told)]
+    told = {f"{SIZE}{a}": LATENTS for a in of} | {f"{METRIC}_{a}": SCORE for a in of}
+    rows = frame.loc[frame["metric"].isin(told)]
     rows = rows.assign(metric=rows["metric"].map(told))
     table = rows.pivot_table(index=["constraint", "init"], columns=["price", "metric"], values="value").dropna()
     order = names.ordered(frame["constraint"])
@@ -52,33 +54,25 @@ def implied(data: Entities) -> pd.DataFrame:
 
 
 def heights(references: pd.DataFrame) -> dict[str, float]:
-    """How far MDAS lies above the better floor, for each attribute.
-
-    ``references``: rows of Editor.references in the ledger, of one source.
-    """
-    places = zip(references["constraint"], references["metric"], strict=True)
-    score = dict(zip(places, references["value"], strict=True))
-    return {
-        attribute: score["mdas", name] - max(score[floor, name] for floor in FLOORS)
-        for attribute in attributes(references)
-        for name in [f"{METRIC}_{attribute}"]
-    }
+    """As editing.heights. ``references``: rows of Editor.references in the ledger, of one source."""
+    named = references.groupby("constraint")
+    values = {str(name): dict(zip(part["metric"], part["value"], strict=True)) for name, part in named}
+    return editing.heights(values, attributes(references))
 
 
-def separable(references: pd.DataFrame) -> list[str]:
-    """The attributes that MDAS edits on their own: by more than the margin above the better floor.
-
-    Raises EditingError where there is none.
-    """
-    above, least = heights(references), inference.margin(METRIC).value
-    found = [attribute for attribute, height in above.items() if height > least]
-    if not found:
-        most = max(above, key=lambda attribute: above[attribute])
-        raise EditingError(
-            f"MDAS lies {above[most]:.3f} above the floor for {most!r}, and no more for any other attribute; {least} "
-            "is the margin: nothing can be edited on its own here, so report each attribute beside its floor"
-        )
-    return found
+def gap(
+    frame: pd.DataFrame,
+    one: tuple[str, str],
+    other: tuple[str, str],
+    of: Sequence[str],
+    rng: Generator,
+    drawn: bool = True,
+) -> inference.Effect:
+    """The disentanglement of one variant (constraint, init) minus another's; the rest as for :func:`compared`."""
+    sides = [frame.loc[(frame["constraint"] == c) & (frame["init"] == i)] for c, i in (one, other)]
+    found = inference.scores(sides, [f"{METRIC}_{attribute}" for attribute in of])
+    means = found if drawn else [side.mean(-1, keepdims=True) for side in found]
+    return inference.difference(*means, paired=True, rng=rng)
 
 
 def compared(frame: pd.DataFrame, of: Sequence[str], rng: Generator, drawn: bool = True) -> pd.DataFrame:

@@ -6,7 +6,7 @@ SAEBench splits pairs at random; here entities and wordings of the test are none
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -45,6 +45,8 @@ SMALL = "causal_editing_small"
 """The check with masks that pay for their size."""
 PRICES = (0.003, 0.01, 0.03, 0.1)
 """Of a latent in a mask, in nats of the answer's cross-entropy."""
+AT = "_at_"
+"""Between a metric of ``SMALL`` and the price of its masks."""
 
 Fitted = tuple[str, Coordinates, Bool[Tensor, "coordinates"]]
 """An attribute, the coordinates that it is edited in, and the mask."""
@@ -178,9 +180,8 @@ class Editor:
 
     @cached_property
     def heights(self) -> dict[str, float]:
-        """How far MDAS lies above the better floor in disentanglement, for each attribute."""
-        names = {attribute: f"{METRIC}_{_plain(attribute)}" for attribute in self.tasks}
-        return {a: self._mdas[n] - max(floor[n] for floor in self.floors.values()) for a, n in names.items()}
+        """As the function of this name, of the attributes of the tasks."""
+        return heights(self.floors | {"mdas": self._mdas}, self.tasks)
 
     def _masks(self, space: Coordinates) -> Iterator[Fitted]:
         """A mask for each attribute, all in the same coordinates."""
@@ -217,8 +218,8 @@ class Editor:
 class Small:
     """Edits by masks that pay for their size, as a check of its own: what do a few latents do?
 
-    ``attributes``: those that can be edited on their own, where MDAS lies above the better floor by more than the
-    margin. Metrics are the first names of Editor.measure, with ``_at_<price>`` at the end.
+    ``attributes``: those that can be edited on their own (:func:`separable`). Metrics are the first names of
+    Editor.measure, with ``AT`` and the price at the end.
     """
 
     editor: Editor
@@ -228,15 +229,14 @@ class Small:
     @staticmethod
     def of(editor: Editor) -> Small:
         """Raises EditingError where no attribute can be edited on its own."""
-        least = inference.margin(METRIC).value
-        found = tuple(attribute for attribute, height in editor.heights.items() if height > least)
+        found = separable(editor.heights)
         if not found:
             told = ", ".join(f"{attribute} {height:+.3f}" for attribute, height in editor.heights.items())
             raise EditingError(
-                f"MDAS lies no more than {least} above the floor for any attribute ({told}): nothing can be edited on "
-                "its own here; choose other attributes"
+                f"MDAS lies no more than {inference.margin(METRIC).value} above the floor for any attribute ({told}): "
+                "nothing can be edited on its own here; choose other attributes"
             )
-        return Small(editor, found)
+        return Small(editor, tuple(found))
 
     def measure(self, sae: SAE) -> dict[str, float]:
         return self._measure(editing.latents(sae, self.editor.rows))
@@ -247,10 +247,24 @@ class Small:
 
     def _measure(self, space: Coordinates) -> dict[str, float]:
         return {
-            f"{name}_at_{price:g}": value
+            f"{name}{AT}{price:g}": value
             for price in self.prices
             for name, value in self.editor.priced(space, self.attributes, price).items()
         }
+
+
+def heights(references: Mapping[str, Mapping[str, float]], attributes: Iterable[str]) -> dict[str, float]:
+    """How far MDAS lies above the better floor in disentanglement, for each attribute.
+
+    ``references``: metrics by name, of ``mdas`` and of ``FLOORS``.
+    """
+    names = {attribute: f"{METRIC}_{_plain(attribute)}" for attribute in attributes}
+    return {a: references["mdas"][n] - max(references[floor][n] for floor in FLOORS) for a, n in names.items()}
+
+
+def separable(above: Mapping[str, float]) -> list[str]:
+    """The attributes that MDAS edits on their own: by more than the margin above the better floor (``heights``)."""
+    return [attribute for attribute, height in above.items() if height > inference.margin(METRIC).value]
 
 
 def prepare_small(source: Source) -> Small:

@@ -7,14 +7,13 @@ untrained SAE tells 94 % of them; 16 tokens ask more of it (76 %).
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -29,7 +28,6 @@ from saecore.activations.rows import call_positions
 from saecore.metrics import probing
 from saecore.metrics.evaluate import BATCH
 from saecore.metrics.probing import KS, Binary
-from saecore.report import inference, ledger, names
 from saecore.saes.base import SAE
 from saecore.sources.base import Source
 from saecore.sources.probing import (
@@ -42,11 +40,11 @@ from saecore.sources.probing import (
     hub_set,
     hub_sets,
 )
-from saecore.spec import DICTIONARIES, ActivationSpec, one_of, require
+from saecore.spec import ActivationSpec, one_of, require
 
 EXPERIMENT = "sparse_probing"
 ON_TEXTS = "sparse_probing_texts"
-"""What is measured on texts that a user names: ``probing_top<k>_<name of the texts>``."""
+"""What is measured on texts that a user names: ``probing_top<k>_<Texts.name>``."""
 SHORT_TEXTS = 200, 200
 """Texts of a task for training and for the test, half of them of its class, where texts are short."""
 SHORT_CONTEXT = 16
@@ -54,9 +52,6 @@ HUB_CONTEXT = 128
 """SAEBench's tokens of a text."""
 MOST = 5000
 """Texts of a named table at most, as many as a task of SAEBench has."""
-CONTROLS = ("neurons", "pca", "dense_probe")
-"""References that a trained SAE is held against."""
-MARGIN = inference.margin("probing_top1")
 log = logging.getLogger(__name__)
 
 
@@ -231,18 +226,36 @@ def prepare_both(source: Source) -> Readings:
 class Texts:
     """Labelled texts by where they are: one of SAEBench's sets by its name, or a table with two columns of these names.
 
-    The texts have the table's name in the ledger; tables that are not the same should not share one.
+    Raises SpecError for columns of a set of SAEBench, which has its own.
     """
 
     place: str
     text: str = "prompt"
     label: str = "target"
 
-    @property
+    def __post_init__(self) -> None:
+        own = (Texts.text, Texts.label)
+        require(
+            self.place not in SAEBENCH or (self.text, self.label) == own,
+            f"columns {self.text!r} and {self.label!r} are given for {self.place}, a set of SAEBench that has its own; "
+            "leave them out, or measure this set by itself",
+        )
+
+    @cached_property
     def name(self) -> str:
-        """As metrics have it: that of the set, or of the table's file up to its first dot, in letters and digits."""
-        name = self.place if self.place in SAEBENCH else Path(self.place).name.split(".")[0]
-        return re.sub(r"\W+", "_", name).strip("_").lower()
+        """As metrics have it: that of the set, or of the table's file up to its first dot, in letters and digits.
+
+        A table's has a dot and the start of a hash of its bytes and columns, so that rows of another table, or of a
+        table that has changed, are other rows.
+        """
+        path = Path(self.place)
+        name = self.place if self.place in SAEBENCH else path.name.split(".")[0]
+        name = re.sub(r"\W+", "_", name).strip("_").lower()
+        if self.place in SAEBENCH or not path.is_file():
+            return name
+        held = hashlib.sha256(path.read_bytes())
+        held.update(repr((self.text, self.label)).encode())
+        return f"{name}.{held.hexdigest()[:8]}"
 
     @property
     def mark(self) -> str:
@@ -283,74 +296,6 @@ class OnTexts:
 
     def _own(self, values: dict[str, float]) -> dict[str, float]:
         return {name: value for name, value in values.items() if name.endswith(f"_{self.family}")}
-
-
-def compared(
-    frame: pd.DataFrame, references: pd.DataFrame, rng: np.random.Generator, name: str = "probing"
-) -> pd.DataFrame:
-    """The trained SAE (``free``, ``iso``) minus everything else, with one latent, over families and seeds.
-
-    ``frame``: rows of one source and architecture, and of the dictionaries on it; ``references``: of its ``CONTROLS``,
-    whose ``raw`` is true. A row each: ``value``; ``difference``, ``low``, ``high`` over ``seeds``; ``detectable``, the
-    smallest true difference that 80 % of such runs find, NaN for one seed; ``gained``, how much of what training adds
-    to an untrained SAE the other has, NaN where that is not above zero; and the ``verdict`` by the margin of one
-    latent. Values are means over families, not over sets, of which a family may have two. What shares no seed with the
-    trained and the untrained SAE is left out. Raises LedgerError without these two, InferenceError as scores does.
-    """
-    families = sorted(metric for metric in set(frame["metric"]) if metric.startswith(f"{name}_top1_"))
-    always = [ledger.select(frame, constraint=c, init="iso") for c in ("free", "untrained")]
-    shared = set(always[0]["seed"]) & set(always[1]["seed"])
-    every = pd.concat([frame, references.loc[references["constraint"].isin(CONTROLS)]])
-    rows = []
-    for key, part in every.groupby(["constraint", "init", "architecture"]):
-        constraint, init, architecture = cast(tuple[str, str, str], key)
-        seedless = architecture == "" or constraint in DICTIONARIES
-        if (constraint, init) == ("free", "iso") or not (seedless or shared & set(part["seed"])):
-            continue
-        trained, untrained, *rest = inference.scores([*always, *([] if seedless else [part])], families)
-        other = inference.scores([part], families)[0][0] if seedless else rest[0]
-        gap, ability = (inference.difference(trained, side, paired=True, rng=rng) for side in (other, untrained))
-        least = inference.detectable(inference.noise(trained, other, paired=True)) if gap.seeds > 1 else math.nan
-        said = {"constraint": constraint, "init": init, "raw": architecture == "", "value": float(np.mean(other))}
-        said |= {"difference": gap.value, "low": gap.low, "high": gap.high, "seeds": gap.seeds, "detectable": least}
-        gained = 1 - gap.value / ability.value if ability.low > 0 else math.nan
-        rows.append({**said, "gained": gained, "verdict": inference.verdict(gap, MARGIN, ability)})
-    order = names.ordered(every["constraint"])
-    return pd.DataFrame(rows).sort_values(
-        ["raw", "constraint", "init"],
-        ascending=[True, True, False],
-        key=lambda column: column.map(order.index) if column.name == "constraint" else column,
-    )
-
-
-def widths(
-    frame: pd.DataFrame, tasks: Mapping[str, pd.DataFrame], rng: np.random.Generator, name: str = "probing"
-) -> pd.DataFrame:
-    """How far the interval of trained minus another reaches to either side, by what is taken as a sample.
-
-    With one latent, a row for each constraint of ``tasks`` but ``free``. From ``frame``, rows of one architecture:
-    families and seeds, as :func:`compared` draws them, and seeds alone. From ``tasks``, tables of Prober.tasks of one
-    seed: families alone, and tasks as if each stood for itself. NaN for seeds alone where there is one. Raises as
-    :func:`compared`.
-    """
-    families = sorted(metric for metric in set(frame["metric"]) if metric.startswith(f"{name}_top1_"))
-    found = {}
-    for constraint in tasks:
-        if constraint == "free":
-            continue
-        both = ("free", constraint)
-        drawn = inference.scores([ledger.select(frame, constraint=c, init="iso") for c in both], families)
-        one = [t[t["k"] == 1].groupby(["family", "set", "task"])["accuracy"].mean() for t in (tasks[c] for c in both)]
-        by_family = [t.groupby(["family", "set"]).mean().groupby("family").mean() for t in one]
-        sides = {
-            "families and seeds": drawn,
-            "seeds alone": [side.mean(1, keepdims=True) for side in drawn],
-            "families, live": [side.to_numpy() for side in by_family],
-            "tasks, live": [side.to_numpy() for side in one],
-        }
-        effects = {key: inference.difference(*pair, paired=True, rng=rng) for key, pair in sides.items()}
-        found[constraint] = {key: (effect.high - effect.low) / 2 for key, effect in effects.items()}
-    return pd.DataFrame.from_dict(found, orient="index")
 
 
 def _places(part: Examples, places: dict[str, int]) -> Int[np.ndarray, "texts"]:

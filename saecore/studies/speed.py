@@ -17,7 +17,7 @@ from saecore.kernels.batch_topk import reference as selection
 from saecore.kernels.cone_step import reference as cone
 from saecore.saes.build import build
 from saecore.sources.synthetic import Superposition
-from saecore.spec import ConstraintSpec, RunSpec, SAESpec, SourceSpec, TrainingSpec
+from saecore.spec import ConstraintSpec, RunSpec, SAESpec, SourceSpec, TrainingSpec, require
 from saecore.training import Trainer
 
 TOLERANCE = 1e-5
@@ -25,6 +25,9 @@ TOLERANCE = 1e-5
 LOSS_TOLERANCE = 0.01
 """Of a training: the benchmark's own."""
 TAU = 0.8
+WARM_UP = 2
+"""Steps of a race that are not timed."""
+WAY_OUT = "`.venv/bin/python -m pytest tests/kernels` says which kernel is wrong"
 
 
 class DisagreementError(RuntimeError):
@@ -80,7 +83,8 @@ def _selections(case: Case) -> Iterator[Pair]:
     edge = scores.flatten().topk(l0 * len(case.x) + 1).values[-2:]
     cut = edge.mean().expand(m).contiguous()  # between two scores: at one, rounding would decide
     above = cpu.select_above(case.seen, case.W_enc, torch.zeros(m), cut)
-    assert above is not None
+    if above is None:
+        raise DisagreementError(f"the selection gave up on a threshold, with no limit set; {WAY_OUT}")
     yield "selection", "codes above a threshold", above.dense(m), scores * selection.select_above(scores, cut)
 
 
@@ -93,7 +97,7 @@ def _gradients(case: Case) -> Iterator[Pair]:
     dense, ends = torch.from_numpy(codes.dense(m)), np.array([m])
     yield "sparse codes", "reconstruction", cpu.decode(W_dec, b_dec, codes), dense @ case.W_dec + case.b_dec
     back, bias = cpu.backward(x, W_dec, b_dec, codes, ends), np.empty(m, dtype=np.float32)
-    fast = [np.empty_like(W_dec) for _ in range(2)]
+    fast = np.empty_like(W_dec), np.empty_like(W_dec)
     cpu.weight_grads(case.seen.numpy(), back.pulls, codes, back.code_grads, ends, *fast, bias)
     weights = [W.clone().requires_grad_() for W in (case.W_enc, case.W_dec)]
     x_hat = (case.seen @ weights[0].T * (dense > 0)) @ weights[1] + case.b_dec
@@ -107,19 +111,20 @@ def _cone_step(case: Case) -> Pair:
 
     fast, plain, grad = case.W_dec.clone(), case.W_dec.clone(), case.W_enc
     numbers = (0.01, 0.9, 0.999, 1)
-    zeros = [torch.zeros_like(grad) for _ in range(4)]
-    moments = [z.numpy() for z in zeros[:2]]
-    cpu.step(fast.numpy(), grad.numpy(), *moments, *numbers, unit=True, start=case.start.numpy(), tau=TAU)
-    cone.unit_rows_step(plain, grad, *zeros[2:], *numbers, start=case.start, tau=TAU)
+    m, v = torch.zeros_like(grad), torch.zeros_like(grad)
+    own = m.clone().numpy(), v.clone().numpy()
+    cpu.step(fast.numpy(), grad.numpy(), *own, *numbers, unit=True, start=case.start.numpy(), tau=TAU)
+    cone.unit_rows_step(plain, grad, m, v, *numbers, start=case.start, tau=TAU)
     return "cone step", "decoder rows after a step", fast.numpy(), plain
 
 
 def race(spec: SAESpec, batch: int, steps: int) -> pd.DataFrame:
     """Train one SAE twice on the same samples, by the definition and by the kernels, in turns.
 
-    ``milliseconds``: the median of a step after the first two. Raises DisagreementError where the last losses are more
-    than ``LOSS_TOLERANCE`` apart: such a speed is not reported.
+    ``milliseconds``: the median of a step after the first ``WARM_UP``. Raises SpecError where there is no other step,
+    DisagreementError where the last losses are more than ``LOSS_TOLERANCE`` apart: such a speed is not reported.
     """
+    require(steps > WARM_UP, f"steps={steps}: the first {WARM_UP} are not timed; give at least {WARM_UP + 1}")
     source = SourceSpec(d_model=spec.d_model, n_features=spec.n_latents, expected_l0=float(spec.l0))
     run = RunSpec(spec, source, ConstraintSpec("free"), TrainingSpec(steps=steps, batch_size=batch))
     samples = Superposition(source)
@@ -137,9 +142,11 @@ def race(spec: SAESpec, batch: int, steps: int) -> pd.DataFrame:
             seconds[name].append(time.perf_counter() - began)
     gap = abs(losses["kernels"] / losses["definition"] - 1)
     if not gap <= LOSS_TOLERANCE:
-        raise DisagreementError(f"the losses are {gap:.2%} apart after {steps} steps, more than {LOSS_TOLERANCE:.0%}")
+        raise DisagreementError(
+            f"the losses are {gap:.2%} apart after {steps} steps, more than {LOSS_TOLERANCE:.0%}; {WAY_OUT}"
+        )
     lines = [
-        {"path": name, "milliseconds": 1e3 * float(np.median(seconds[name][2:])), "loss": losses[name]}
+        {"path": name, "milliseconds": 1e3 * float(np.median(seconds[name][WARM_UP:])), "loss": losses[name]}
         for name in trainers
     ]
     return pd.DataFrame(lines).set_index("path")

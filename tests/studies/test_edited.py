@@ -15,8 +15,7 @@ from saecore.report.compare import UNDECIDED
 from saecore.report.inference import DIFFERENT, UNABLE
 from saecore.sources.entities import Entities, Entity, Template, open_entities
 from saecore.studies import edited
-from saecore.studies.editing import METRIC
-from saecore.studies.facts import EditingError
+from saecore.studies.editing import AT, METRIC, separable
 
 ATTRIBUTES = ("capital", "continent", "country")
 
@@ -57,10 +56,9 @@ def test_attributes_are_those_with_a_mask_of_their_own(references):
 
 def test_only_what_mdas_edits_apart_is_separable(references):
     assert edited.heights(references) == pytest.approx({"capital": 0.48, "continent": 0.22, "country": 0.01})
-    assert edited.separable(references) == ["capital", "continent"]
+    assert separable(edited.heights(references)) == ["capital", "continent"]
     low = references.assign(value=references["value"].clip(upper=0.515))
-    with pytest.raises(EditingError, match=r"MDAS lies 0.015 above the floor for 'capital', and no more.* 0.022"):
-        edited.separable(low)
+    assert edited.heights(low)["capital"] == pytest.approx(0.015) and separable(edited.heights(low)) == []
 
 
 def test_differences_are_over_seeds_and_attributes(references):
@@ -86,6 +84,18 @@ def test_a_given_set_of_attributes_is_no_sample(references):
     assert effect.value == pytest.approx(gaps.mean()) and effect.df == 2 and effect.units == 1
     assert effect.error == pytest.approx(gaps.std(ddof=1) / np.sqrt(3), rel=0.05)
     assert 0 < table.set_index("constraint").loc["frozen_decoder", "detectable"] < 0.05
+
+
+def test_any_two_variants_are_set_side_by_side(references):
+    frame = study(references, untrained=0.2)
+    for drawn, units in ((True, 2), (False, 1)):
+        rng = np.random.default_rng(0)
+        told = edited.gap(frame, ("untrained", "iso"), ("frozen_decoder", "iso"), ATTRIBUTES[:2], rng, drawn)
+        assert (told.seeds, told.units) == (3, units) and told.value == pytest.approx(-0.1, abs=0.03)
+        assert told.low < told.value < told.high
+    table = edited.compared(frame, ATTRIBUTES, np.random.default_rng(0)).set_index("constraint")
+    same = edited.gap(frame, ("free", "iso"), ("frozen_decoder", "iso"), ATTRIBUTES, np.random.default_rng(0))
+    assert same == table.loc["frozen_decoder", "difference"], "as the table of all has it"
 
 
 def test_an_untrained_sae_as_good_leaves_the_metric_unable(references):
@@ -161,7 +171,7 @@ def test_atlas_cities_imply_all_but_whether_they_are_capitals():
 
 def test_masks_are_read_by_their_price(references):
     at = {f"{price:g}": study(references, 0.1) for price in (0.001, 0.5)}
-    small = pd.concat([frame.assign(metric=frame["metric"] + f"_at_{price}") for price, frame in at.items()])
+    small = pd.concat([frame.assign(metric=frame["metric"] + AT + price) for price, frame in at.items()])
     told = edited.priced(small)
     assert sorted(told["price"].unique()) == [0.001, 0.5] and "key" not in told
     plain = told[told["price"] == 0.5].drop(columns="price").reset_index(drop=True)
@@ -177,5 +187,5 @@ def test_masks_are_read_by_their_price(references):
         ("mdas", ""),
     ]
     assert table.index.tolist() == keys, "in the order of pages, without what one price lacks"
-    assert table.loc[("mdas", ""), (0.001, "disentanglement")] == pytest.approx(0.86)
-    assert (table[0.5]["latents"] == 7).all()
+    assert table.loc[("mdas", ""), (0.001, edited.SCORE)] == pytest.approx(0.86)
+    assert (table[0.5][edited.LATENTS] == 7).all()
