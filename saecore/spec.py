@@ -27,6 +27,8 @@ EMBEDDED = {"atlas": "atlas", "minilm": "python-docs"}
 """Models that need no folder or hub id, and the text that each is studied on."""
 PROBABILITIES = ("constant", "variable")
 WEIGHTS = ("trained", "random")
+SPREADS = ("data", "latents")
+"""What each of several processes has a share of: the rows of a batch, or the latents."""
 
 
 class SpecError(ValueError):

@@ -13,18 +13,17 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Bool
 from torch import Tensor
 
 from saecore.saes import checkpoint
 from saecore.saes.base import SAE
 from saecore.sources.base import Source
-from saecore.spec import RunSpec, one_of, require
+from saecore.spec import SPREADS, RunSpec, one_of, require
 from saecore.training import loop
 from saecore.training.loop import Trainer
 from saecore.training.ranks import PLACES, ByLatents, ByRows
 
-SPREADS = ("data", "latents")
-"""What each process has a share of: the rows of a batch, or the latents."""
 PATIENCE = datetime.timedelta(days=1)
 """How long processes wait for the first one, which harvests and measures alone."""
 
@@ -59,11 +58,13 @@ class SpreadTrainer(Trainer):
     def _dense_grads(self, x, dead, with_ortho):
         return self._together(*super()._dense_grads(self.ranks.rows(x), dead, with_ortho))
 
-    def _together(self, loss, fired, active, threshold):
+    def _together(
+        self, loss: float, fired: Bool[Tensor, "n_latents"], active: float, threshold: float | None
+    ) -> tuple[float, Bool[Tensor, "n_latents"], float, float | None]:
         """What the whole batch and all latents say."""
         self.ranks.sum_grads(self.grads)
-        loss, active = torch.tensor([loss, active], dtype=torch.float64, device=fired.device)
-        return float(self.ranks.mean(loss)), self.ranks.fired(fired), float(self.ranks.total(active)), threshold
+        own, codes = torch.tensor([loss, active], dtype=torch.float64, device=fired.device)
+        return float(self.ranks.mean(own)), self.ranks.fired(fired), float(self.ranks.total(codes)), threshold
 
     def state_dict(self) -> dict[str, Tensor]:
         """The whole state on rank 0; elsewhere nothing."""
@@ -80,14 +81,24 @@ class SpreadTrainer(Trainer):
             self.write(path, state)
 
     def resume(self, path: Path) -> bool:
-        """Every rank reads ``path``. Raises CheckpointError also where they find different ones."""
-        apart = not _alike(path.exists())
-        found = not apart and super().resume(path)
-        if apart or not _alike(self.steps_done):
-            raise checkpoint.CheckpointError(
-                f"the processes do not all find the same {path}; put the cache on a disk that all of them see"
-            )
-        return found
+        """Every rank reads ``path``. All raise CheckpointError where one cannot, or they find different ones."""
+        apart = checkpoint.CheckpointError(
+            f"the processes do not all find the same {path}; put the cache on a disk that all of them see"
+        )
+        if not _alike(path.exists()):
+            raise apart
+        state = failure = None
+        try:
+            state = self.read(path)
+        except checkpoint.CheckpointError as error:
+            failure = error
+        if not everywhere(failure is None):
+            raise failure or checkpoint.CheckpointError(f"another process cannot read {path}, and says why")
+        if state is not None:
+            self.load_state_dict(state)
+        if not _alike(self.steps_done):
+            raise apart
+        return state is not None
 
     def whole(self) -> SAE:
         """The SAE with all its latents on rank 0; elsewhere what this rank has of it."""
