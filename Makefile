@@ -80,9 +80,10 @@ bench: $(PEERS)  ## training speed beside the peers; options: make bench ARGS="-
 
 # On a GPU machine, with the Python that holds its torch: no set-up, nothing fetched.
 GPU_PYTHON ?= python3
-GPU_MINUTES ?= 8.5
-gpu:  ## on a GPU machine, GPU_MINUTES in all: tests, speeds, growth, crossover, headline runs; rows in OUT or build/gpu
-	$(GPU_PYTHON) benchmarks/gpu.py --minutes $(GPU_MINUTES)
+GPU_MINUTES ?= 8.8
+OUT ?= build/gpu
+gpu:  ## on a GPU machine, GPU_MINUTES in all: tests, speeds, growth, crossover, headline runs; rows in OUT
+	$(GPU_PYTHON) benchmarks/gpu.py --minutes $(GPU_MINUTES) --out "$(OUT)"
 
 # For a GPU machine without a network: wheels for its Python, some 30 MB, which `make gpu` unpacks there.
 WHEELS_PYTHON ?= 3.12

@@ -278,14 +278,15 @@ def limit(shape: Shape, problem: Problem, precision: str, steps: int) -> Engine:
 
 Build = Callable[[Shape, Problem, str, int], Engine]
 LIBRARIES = {
-    "limit": "torch",
     "plain": "torch",
+    "limit": "torch",
     "sae-lens": "sae_lens",
     "dictionary-learning": "dictionary_learning",
     "eai-sparsify": "sparsify",
     "saecore": "saecore.training",
 }
-"""What to import for each, in the order in which they run: ours last, which takes what time the others leave."""
+"""What to import for each, in the order in which they run: first the loop without which nothing is checked, ours last,
+which takes what time the others leave."""
 HALF = "-bf16"
 ENGINES: dict[str, tuple[Build, str]] = {
     "saecore batch_topk": (saecore, "batch_topk"),

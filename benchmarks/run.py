@@ -35,7 +35,7 @@ SET_UP = 2
 """What a library's import and compilation count, in engines, when the time is shared out."""
 ANSWER, ANSWERS = "answer.json", "answers.jsonl"
 OUT_OF_TIME = "not measured: its time was up"
-GROWN = ("limit float32", "limit bfloat16", "plain batch_topk", "saecore batch_topk")
+GROWN = ("plain batch_topk", "limit bfloat16", "saecore batch_topk")
 """The engines of ``--grow``."""
 
 

@@ -7,8 +7,11 @@ import dataclasses
 import functools
 import itertools
 import logging
+import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from saecore.activations.pretrained import ModelError
 from saecore.metrics.evaluate import glimpse
 from saecore.report import ledger
 from saecore.saes import checkpoint
+from saecore.saes.base import SAE
 from saecore.sources.base import Source
 from saecore.sources.images import ImageError
 from saecore.sources.text import TextError
@@ -175,8 +179,9 @@ def run_all(
 ) -> dict[str, str]:
     """Bring every run to its end and record it under ``experiment``; what is recorded is not run again.
 
-    A group shares its stream of samples and trains together, ``at_once`` runs at a time. Interrupted, it continues
-    from the last checkpoint in the cache. Floors and ceilings that need no SAE are recorded once for each source.
+    A group shares its stream of samples and trains together, ``at_once`` runs at a time. Interrupted by SIGINT or
+    SIGTERM, it continues from there; killed, or spread, from the last checkpoint in the cache. Floors and ceilings that
+    need no SAE are recorded once for each source.
     ``stream``: activations are read from the model as training goes, and none are kept on the disk.
     ``spread``: what each of several processes (:func:`distributed.join`) has a share of; all call this, one records.
 
@@ -252,32 +257,73 @@ def _run_group(experiment: str, group: list[RunSpec], at_hand: Examiner, spread:
             log.info("%s resumes at step %d", trainer.run.key(), trainer.steps_done)
     steps, saved = group[0].training.steps, time.monotonic()
     marks = curve(group[0])
-    for stop in sorted({*marks, *range(500, steps, 500), steps}):
-        behind = [t for t in trainers if t.steps_done < stop]
-        trainers = _advance(trainers, source, stop, diverged)
-        for trainer in behind:
-            if trainer.steps_done == stop and stop in marks:
-                sae, silent = trainer.whole(), _silent(trainer)
-                if distributed.is_first():
-                    fresh = starts[trainer.run.key()].W_dec.detach()
-                    _record(experiment, trainer, source, stop, glimpse(sae, source, start=fresh) | silent)
-        if distributed.agreed([time.monotonic() - saved > SAVE_SECONDS])[0]:
-            for trainer in trainers:
-                trainer.save(_state_path(trainer.run))
-            saved = time.monotonic()
-            log.info("%s: %s at step %d of %d", experiment, [t.run.sae.architecture for t in trainers], stop, steps)
-    for trainer in trainers:
-        sae, silent = trainer.whole(), _silent(trainer)
-        if not distributed.is_first():
-            continue
-        values = at_hand.measure(sae, starts[trainer.run.key()], trainer.run)
-        checkpoint.save(sae_path(trainer.run), sae, trainer.run)
-        _record(experiment, trainer, source, trainer.steps_done, values | silent)
-        _state_path(trainer.run).unlink(missing_ok=True)
-        run, found = trainer.run, [f"{name} {values[name]:.3f}" for name in HEADLINES if name in values]
-        log.info("%s %s %s %s %s", run.key(), run.sae.architecture, run.constraint.name, run.settings(),
-                 " ".join(found))  # fmt: skip
+    with _held(trainers, alone=spread is None) as check:
+        for stop in sorted({*marks, *range(500, steps, 500), steps}):
+            behind = [t for t in trainers if t.steps_done < stop]
+            trainers[:] = _advance(trainers, source, stop, diverged, check)
+            for trainer in behind:
+                if trainer.steps_done == stop and stop in marks:
+                    sae, silent = trainer.whole(), _silent(trainer)
+                    if distributed.is_first():
+                        fresh = starts[trainer.run.key()].W_dec.detach()
+                        _record(experiment, trainer, source, stop, glimpse(sae, source, start=fresh) | silent)
+            check()
+            if distributed.agreed([time.monotonic() - saved > SAVE_SECONDS])[0]:
+                _save(trainers)
+                saved = time.monotonic()
+                log.info("%s: %s at step %d of %d", experiment, [t.run.sae.architecture for t in trainers], stop, steps)
+    try:
+        while trainers:
+            _conclude(experiment, trainers[0], at_hand, starts[trainers[0].run.key()])
+            del trainers[0]
+    except KeyboardInterrupt:
+        if spread is None:
+            _save(trainers)
+        raise
     return diverged
+
+
+def _conclude(experiment: str, trainer: Trainer, at_hand: Examiner, fresh: SAE) -> None:
+    """Measure, keep and record an SAE at the end of its training; ``fresh``: as it began."""
+    sae, silent, run = trainer.whole(), _silent(trainer), trainer.run
+    if not distributed.is_first():
+        return
+    values = at_hand.measure(sae, fresh, run)
+    checkpoint.save(sae_path(run), sae, run)
+    _record(experiment, trainer, at_hand.source, trainer.steps_done, values | silent)
+    _state_path(run).unlink(missing_ok=True)
+    found = [f"{name} {values[name]:.3f}" for name in HEADLINES if name in values]
+    log.info("%s %s %s %s %s", run.key(), run.sae.architecture, run.constraint.name, run.settings(), " ".join(found))
+
+
+@contextmanager
+def _held(trainers: Sequence[Trainer], alone: bool) -> Iterator[Callable[[], None]]:
+    """SIGINT and SIGTERM wait for a call of what this gives, which saves the trainers and raises KeyboardInterrupt.
+
+    A step is never cut in two. Not so where the processes are several (not ``alone``), which would have to agree, nor
+    outside the main thread, which alone gets signals.
+    """
+    came: list[int] = []
+
+    def check() -> None:
+        if came:
+            _save(trainers)
+            raise KeyboardInterrupt
+
+    held = (signal.SIGINT, signal.SIGTERM) if alone and threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in held}
+    try:
+        yield check
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _save(trainers: Sequence[Trainer]) -> None:
+    """For :meth:`Trainer.resume`. What trains nothing is as soon made again, and is whole in each of many processes."""
+    for trainer in trainers:
+        if trainer.run.constraint.trains_anything:
+            trainer.save(_state_path(trainer.run))
 
 
 def curve(run: RunSpec) -> set[int]:
@@ -287,11 +333,21 @@ def curve(run: RunSpec) -> set[int]:
     return {m for m in (MARKS if synthetic else (round(share * steps) for share in SHARES)) if 0 < m < steps}
 
 
-def _advance(trainers: list[Trainer], source: Source, stop: int, diverged: dict[str, str]) -> list[Trainer]:
-    """Train to ``stop``; a run that diverges is left out and noted in ``diverged``, the others go on."""
+def _advance(
+    trainers: list[Trainer], source: Source, stop: int, diverged: dict[str, str], check: Callable[[], None]
+) -> list[Trainer]:
+    """Train to ``stop``; a run that diverges is left out and noted in ``diverged``, the others go on.
+
+    ``check`` is called after every step but the last, at which a place on the learning curve is recorded first.
+    """
+
+    def watch(trainer: Trainer, _: object) -> None:
+        if trainer.steps_done < stop:
+            check()
+
     while True:
         try:
-            train_many(trainers, source, stop)
+            train_many(trainers, source, stop, watch)
             return trainers
         except DivergedError as error:
             log.error("%s; it is left out", error)

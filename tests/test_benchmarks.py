@@ -364,11 +364,29 @@ def test_the_speeds_are_printed_last(gpu):
 
 
 def test_the_stages_of_a_gpu_leave_time_for_the_runs(gpu, tmp_path):
-    named = {s.name: s for s in gpu.stages(tmp_path, None)}
-    assert sum(s.minutes for s in named.values()) <= 7.8 and named["recovery"].minutes == 0
+    named = {s.name: s for s in gpu.stages(tmp_path, tmp_path)}
+    assert sum(s.minutes for s in named.values()) <= 8.2 and named["recovery"].minutes == 0
     shapes = named["speed"].command
     assert all(s in importlib.import_module("problem").SHAPES for s in gpu.SHAPES) and set(gpu.SHAPES) <= set(shapes)
-    assert str(tmp_path) in gpu.stages(tmp_path, tmp_path)[1].extra["PYTHONPATH"]
+    assert [name for name, s in named.items() if s.site == tmp_path] == ["speed"]
+
+
+def test_every_test_that_needs_a_gpu_is_run_there(gpu):
+    files = (p for p in (gpu.ROOT / "tests").rglob("test_*.py") if p != Path(__file__))
+    assert sorted(gpu.TESTS) == sorted(
+        str(p.relative_to(gpu.ROOT)) for p in files if "pytest.mark.gpu" in p.read_text(encoding="utf-8")
+    )
+
+
+def test_a_stage_finds_the_package_and_the_peers_where_neither_is_installed(gpu, tmp_path, monkeypatch):
+    """``-S`` hides what is installed."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    command = [sys.executable, "-S", "benchmarks/crossover.py", "--help"]
+    done = gpu.run(gpu.Stage("crossover", command, 1), 30, tmp_path / "log")
+    assert done.words == "done" and "--shares" in done.output
+    (tmp_path / "peer.py").write_text("print('a peer')")
+    peer = gpu.Stage("speed", [sys.executable, "-S", "-c", "import peer, saecore"], 1, site=tmp_path)
+    assert gpu.run(peer, 30, tmp_path / "log").output == "a peer\n"
 
 
 def test_without_wheels_only_what_is_installed_takes_part(gpu):
@@ -407,6 +425,11 @@ def test_a_crossover_between_two_shares_and_one_without_a_check(crossover):
 def test_both_paths_are_measured_at_the_share_asked_for(crossover, architecture):
     point = crossover.measure("24x96-k1-b64", architecture, "cpu", share=0.125, steps=2)
     assert point.share == 0.125 and point.agree and point.sparse > 0 and point.dense > 0
+
+
+def test_a_step_that_falls_back_to_the_definition_is_no_measurement(crossover, monkeypatch):
+    monkeypatch.setattr(crossover, "ROOM", 0.5)
+    assert not crossover.measure("24x96-k1-b64", "relu", "cpu", share=0.125, steps=2).agree
 
 
 @pytest.mark.parametrize("kind", ["named", "cpu", "cuda"])

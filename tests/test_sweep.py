@@ -1,7 +1,9 @@
 """Sweeps: what a file says is what runs, once, and an interrupted one goes on."""
 
+import signal
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from saecore import cli, paths, sweep
@@ -113,17 +115,75 @@ def test_an_interrupted_sweep_ends_where_an_uninterrupted_one_does(
     monkeypatch.setattr(sweep, "SAVE_SECONDS", 0)
     train, calls = sweep.train_many, []
 
-    def stops(trainers, source, steps):
+    def stops(trainers, source, steps, watch):
         calls.append(steps)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        train(trainers, source, steps)
+        train(trainers, source, steps, watch)
 
     monkeypatch.setattr(sweep, "train_many", stops)
     with pytest.raises(KeyboardInterrupt):
         sweep.run_all(experiment, group)
     sweep.run_all(experiment, group)
     assert sweep.sae_path(group[0][0]).read_bytes() == whole
+
+
+def test_a_sweep_told_to_end_goes_on_from_that_step(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle, where the learning curve is read, and while an SAE is measured; no value is missing at the end."""
+    path = written(places, SMALL.replace("training.steps: 60", "training.steps: 520"))
+    experiment, groups = sweep.load(path)
+    group = groups[:1]
+    sweep.run_all(experiment, group)
+    whole, rows = [sweep.sae_path(run).read_bytes() for run in group[0]], values()
+    monkeypatch.setenv(paths.CACHE, str(places / "second"))
+    monkeypatch.setenv(paths.RESULTS, str(places / "second"))
+    ends, train, conclude = [300, 500], sweep.train_many, sweep._conclude
+    steps: list[int] = []
+
+    def train_until(trainers, source, stop, watch):
+        def told(trainer, loss):
+            if trainer is trainers[0] and trainer.steps_done in ends:
+                ends.remove(trainer.steps_done)
+                signal.raise_signal(signal.SIGTERM)
+            watch(trainer, loss)
+
+        steps.extend(t.steps_done for t in trainers)
+        train(trainers, source, stop, told)
+
+    def concluded(experiment, trainer, *more):
+        if trainer.run == group[0][1] and len(steps) == 8:
+            signal.raise_signal(signal.SIGTERM)
+        conclude(experiment, trainer, *more)
+
+    monkeypatch.setattr(sweep, "train_many", train_until)
+    monkeypatch.setattr(sweep, "_conclude", concluded)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command has it
+    try:
+        for _ in range(3):
+            with pytest.raises(KeyboardInterrupt):
+                sweep.run_all(experiment, group)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    sweep.run_all(experiment, group)
+    assert steps == [0, 0, 300, 299, 500, 500, 500, 500, 520, 520] and not list((places / "second/training").iterdir())
+    assert [sweep.sae_path(run).read_bytes() for run in group[0]] == whole
+    pd.testing.assert_frame_equal(values(), rows)
+
+
+def values() -> pd.DataFrame:
+    """What is recorded, but when and for how long."""
+    found = ledger.read("tiny").sort_values(["key", "step", "metric"], ignore_index=True)
+    return found[["key", "step", "metric", "value"]]
+
+
+def test_the_command_says_that_it_goes_on(places: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(sweep, "run_all", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    try:
+        assert cli.main(["run", str(written(places, SMALL))]) == cli.FAILED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "stopped; the same command goes on from there" in capsys.readouterr().err
 
 
 def test_the_command_plans_runs_and_refuses(places: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,5 +25,5 @@ def _has_triton() -> bool:
 
 
 def triton_path(tensor: torch.Tensor) -> bool:
-    """Whether the Triton path takes this tensor: on a CUDA device, with triton installed."""
-    return tensor.device.type == "cuda" and _has_triton()
+    """Whether the Triton path takes this tensor: float32 on a CUDA device, with triton installed."""
+    return tensor.device.type == "cuda" and tensor.dtype == torch.float32 and _has_triton()

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: when they run, how wide they are launched, and the one place where they allocate.
+"""What the Triton kernels share: how wide they are launched, and the one place where they allocate.
 
 Triton is imported by the ``triton.py`` files alone, so that nothing here needs it.
 """

@@ -14,7 +14,7 @@ import pandas as pd
 
 from saecore import paths
 
-OURS, LIMIT = "saecore", "limit"
+OURS, LIMIT, HARVEST = "saecore", "limit", "harvest"
 AXES = {"n_latents": "latents", "k": "active latents per row", "batch_size": "rows per batch"}
 SIZES = ("d_model", *AXES)
 GROWTH = "-growth"
@@ -58,6 +58,17 @@ def _sized(table: pd.DataFrame) -> pd.DataFrame:
             raise SpeedError(f"the shape {name!r} is neither in shapes.csv nor written like 256x4096-k16-b1024")
         sizes.append([int(v) for v in (written.groups() if written else known.loc[name, list(SIZES)])])
     return pd.concat([table, pd.DataFrame(sizes, columns=pd.Index(SIZES), index=table.index, dtype=int)], axis=1)
+
+
+def harvests(folder: Path | None = None) -> pd.DataFrame:
+    """Rows of the last run of `benchmarks/harvest.py`: kept positions a second and peak memory (MB), of each ``what``.
+
+    ``times``: how many times as fast the harvest of the fewest rows is. Raises FileNotFoundError where none is recorded.
+    """
+    table = pd.read_csv((folder or paths.benchmarks() / "results") / "harvest.csv")
+    last = table.loc[table["date"] == table["date"].max()].reset_index(drop=True)
+    ours = last.loc[last["what"] == HARVEST, "rows_per_s"].iloc[0]
+    return last.assign(times=ours / last["rows_per_s"])
 
 
 def on_gpu(device: str) -> bool:

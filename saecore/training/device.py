@@ -7,7 +7,8 @@ the same without shadows.
 
 A step that must not be taken (its loss is no finite number, or more codes are active than there is room for) raises a
 flag on the device, and from then on nothing is updated. The host looks at it every ``LOOK_EVERY`` steps. The state
-is then still that before the step, which fails, or is taken again by the dense definition.
+is then still that before the step, which fails, or is taken again by the dense definition, as those after it are until
+there is room.
 
 No CUDA graph and no torch.compile: neither was measured.
 """
@@ -93,14 +94,15 @@ class Device:
     def look(self) -> Stop | None:
         """Wait for the device; where a step was not taken, go back to it."""
         t = self.trainer
-        numbers = torch.cat([self.go.double(), self.stopped, t.silent.max().double()[None]]).tolist()
+        seen = [self.go, self.stopped, t.silent.max()[None], torch.as_tensor(t.l0)[None]]
+        numbers = torch.cat([number.double() for number in seen]).tolist()
         stop = None if numbers[0] else Stop(int(numbers[1]), numbers[2], bool(numbers[3]))
         if stop is not None:
             self.go.fill_(1)
             t.steps_done = stop.step
         if stop is not None and stop.overflow:
-            self.dense_step, self.careful_until = stop.step, stop.step + LOOK_EVERY
-        self.looked_at, self.longest = t.steps_done, t.ranks.longest(int(numbers[4]))
+            self.dense_step = stop.step
+        self.l0, self.looked_at, self.longest = numbers[5], t.steps_done, t.ranks.longest(int(numbers[4]))
         self.next_look = t.steps_done + (1 if t.steps_done < self.careful_until else LOOK_EVERY)
         return stop
 
@@ -108,8 +110,8 @@ class Device:
         """One update, unless the flag is up; the loss, for whoever wants to wait for it."""
         t, spec = self.trainer, self.trainer.run.sae
         with_ortho = spec.architecture == "ortho" and t.steps_done % spec.ortho_every == 0
-        ranked_densely = spec.selects_by_rank and spec.l0 > DENSE_SHARE * spec.n_latents
-        if ranked_densely or t.steps_done == self.dense_step:
+        expected = spec.l0 if spec.selects_by_rank else self.l0
+        if expected > DENSE_SHARE * spec.n_latents or t.steps_done == self.dense_step:
             return self._dense(x, with_ortho)
         x = t.ranks.rows(x)
         seen, weight = t.sae.encoder_input(x), t.sae.ranking_weight(x)
@@ -159,7 +161,13 @@ class Device:
         self.stopped = torch.where((self.go > 0) & ~ok, numbers, self.stopped)
         self.go *= ok
 
-    def _auxiliary(self, scores, weight, errors, offset: int) -> Pulled:
+    def _auxiliary(
+        self,
+        scores: Float[Tensor, "batch n_latents"],
+        weight: Float32[Tensor, "batch"] | None,
+        errors: Float32[Tensor, "batch d_model"],
+        offset: int,
+    ) -> Pulled:
         """What dead latents alone, the only ones with a score, make of the residual; ``offset``: pulls before these."""
         ranks, spec = self.trainer.ranks, self.trainer.run.sae
         codes, _ = ranks.select_device(scores, min(spec.aux_k, spec.n_latents), 1)
@@ -288,12 +296,13 @@ class Device:
             old.copy_(torch.where(going, moved, old))
 
     def _dense(self, x: Float32[Tensor, "batch d_model"], with_ortho: bool) -> Float64[Tensor, ""]:
-        """The definition under autograd, which does wait for the device."""
+        """The definition under autograd, which waits for the device; the host then looks at every step for a while."""
         t = self.trainer
         for name in t.trained:
             self._grad(name)
         loss, fired, active, threshold = t._dense_grads(x, t.silent >= t.run.sae.dead_after, with_ortho)
-        loss, l0 = torch.tensor([loss, active / len(x)], dtype=torch.float64, device=x.device)
+        self.l0, self.next_look, self.careful_until = active / len(x), t.steps_done + 1, t.steps_done + LOOK_EVERY
+        loss, l0 = torch.tensor([loss, self.l0], dtype=torch.float64, device=x.device)
         self._check(loss, None)
         self._update(list(t.trained))
         smallest = None if threshold is None else torch.tensor(threshold, device=x.device)

@@ -1,4 +1,4 @@
-"""Batches where the SAE is: one ahead, by a stream of its own, where the source is on the CPU and the SAE on a GPU."""
+"""Batches where the SAE is; on a GPU one ahead, by a stream of its own."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from saecore.sources.base import Source
 class Feed:
     """Rows of one stream of a source by their step, on ``device``.
 
-    ``prepare`` makes a batch before it is asked for: the host draws it while the GPU is at work on the last one, and
-    it is copied beside the computation, from memory that the GPU can read by itself.
+    On a GPU ``prepare`` makes a batch before it is asked for: the host draws it while the GPU is at work on the last
+    one, and what is copied or computed for it runs beside that work.
     """
 
     def __init__(self, source: Source, rows: int, stream: int, device: torch.device) -> None:
         self.source, self.rows, self.stream, self.device = source, rows, stream, device
-        apart = device.type == "cuda" and source.device.type == "cpu"
-        self.copies = torch.cuda.Stream(device) if apart else None
+        self.copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        if self.copies is not None:
+            self.copies.wait_stream(torch.cuda.current_stream(device))  # which made what the source keeps there
         self.ready: tuple[int, Tensor] | None = None
 
     def __call__(self, step: int) -> Float[Tensor, "batch d_model"]:
@@ -35,9 +36,10 @@ class Feed:
         return x
 
     def prepare(self, step: int) -> None:
-        """Start to copy the batch of ``step``; nothing where there is nothing to copy."""
+        """Start to make the batch of ``step`` on a GPU; elsewhere nothing."""
         if self.copies is None:
             return
-        pinned = self.source.batch(self.rows, step, self.stream).x.pin_memory()
         with torch.cuda.stream(self.copies):
-            self.ready = step, pinned.to(self.device, non_blocking=True)
+            x = self.source.batch(self.rows, step, self.stream).x
+            x = x.pin_memory() if x.device.type == "cpu" else x
+            self.ready = step, x.to(self.device, non_blocking=True)

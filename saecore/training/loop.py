@@ -131,11 +131,12 @@ class Trainer:
             self.run.key(),
         )
 
-    def _step_on_device(self, x):
+    def _step_on_device(self, x: Float[Tensor, "batch d_model"]) -> Float[Tensor, ""]:
         assert self.gpu is not None
         while True:
             began, step = time.perf_counter(), self.steps_done
-            loss = self.gpu.step(x)
+            with torch.cuda.device_of(self.sae.W_enc):  # where Triton launches, whatever the tensors are on
+                loss = self.gpu.step(x)
             self.steps_done += 1
             self.seconds += time.perf_counter() - began
             if self.steps_done >= self.gpu.next_look:
@@ -333,16 +334,22 @@ class Trainer:
         return self.sae
 
     def resume(self, path: Path) -> bool:
-        """Continue from ``path`` if it is there. Raises CheckpointError where it is damaged or of another run."""
+        """Continue from ``path`` if it is there. Raises CheckpointError as :meth:`read`."""
+        state = self.read(path)
+        if state is not None:
+            self.load_state_dict(state)
+        return state is not None
+
+    def read(self, path: Path) -> dict[str, Tensor] | None:
+        """What was written there, if anything. Raises CheckpointError where it is damaged or of another run."""
         if not path.exists():
-            return False
+            return None
         tensors, metadata = checkpoint.read(path)
         if metadata.get("training") != json.dumps(self.run.as_dict()):
             raise checkpoint.CheckpointError(
                 f"{path} belongs to another run than {self.run.key()}; delete it or move it"
             )
-        self.load_state_dict(tensors)
-        return True
+        return tensors
 
 
 def _smallest_kept(codes, rows: int, weight: Tensor | None) -> Float[np.ndarray, "groups"]:
@@ -362,7 +369,7 @@ def _path(W: Tensor, fast: bool | None) -> str:
     """Where a step's gradients come from: the definition under autograd, the compiled path, or Triton's."""
     if fast is not False and kernels.triton_path(W):
         return "triton"
-    return "cpu" if fast or (fast is None and kernels.fast_path(W)) else "dense"
+    return "cpu" if fast is not False and kernels.fast_path(W) else "dense"
 
 
 def start(
@@ -432,6 +439,7 @@ def train_many(
 ) -> None:
     """Bring every trainer to ``steps`` on one stream of samples; those ahead wait. ``watch`` sees each step's loss.
 
+    On the Triton path also the losses of steps that were not taken, up to 63 before the host looks, and come again.
     Trainers must share batch size and training seed, which choose the samples.
     """
     shared = {(t.run.training.batch_size, t.run.training.seed) for t in trainers}

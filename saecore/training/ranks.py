@@ -282,12 +282,14 @@ class ByLatents(ByRows):
     def gathered(self, state):
         whole = {}
         for name, tensor in state.items():
+            if _undivided(name):
+                whole[name] = tensor
+                continue
             parts = [torch.empty_like(tensor) for _ in range(self.size)] if self.rank == 0 else None
-            if not _undivided(name):
-                dist.gather(tensor.contiguous(), parts)
+            dist.gather(tensor.contiguous(), parts)
             if parts is not None:
-                whole[name] = tensor if _undivided(name) else torch.cat([part.cpu() for part in parts])
-        return whole
+                whole[name] = torch.cat([part.cpu() for part in parts])
+        return {} if self.rank else whole
 
 
 def cut(

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip("numba")
+
 from saecore.kernels.batch_topk import cpu, reference
 from saecore.kernels.batch_topk import dense as dense_path
 

@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+pytest.importorskip("numba")
+
 from saecore.kernels.cone_step import cpu, reference
 
 BETA1, BETA2 = 0.9, 0.99

@@ -119,7 +119,7 @@ def test_gradients(ends, dtype, generator):
 
 
 @pytest.mark.parametrize("tau", [None, 0.8])
-@pytest.mark.parametrize("d", [768, 2304, 4096])
+@pytest.mark.parametrize("d", [16, 48, 768, 2304, 4096])
 def test_steps(d, tau, generator):
     m, batch, k = 5000, 512, 16
     W = normalize(normal(m, d, generator=generator))
@@ -141,7 +141,7 @@ def test_steps(d, tau, generator):
         reference.unit_rows_step(plain.W, grad, plain.m, plain.v, 0.03, 0.9, 0.99, count, start=start, tau=tau or 0.0)
     for rows, shadow in zip(moving[:2], shadows, strict=True):
         off = (rows.W - moving[2].W).abs() > 1e-4  # Adam takes the sign of a gradient that is but rounding
-        assert int(off.sum()) < 1e-5 * W.numel()
+        assert int(off.sum()) < 1e-5 * W.numel() + 2
         assert torch.equal(shadow, rows.W.bfloat16())
 
 

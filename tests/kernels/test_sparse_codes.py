@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip("numba")
+
 from saecore.kernels.sparse_codes import cpu
 from saecore.kernels.sparse_codes.codes import SparseCodes
 from saecore.saes.base import SAE

@@ -124,12 +124,19 @@ def entry_of(n_latents: int, source: torch.Tensor, rows: torch.Tensor) -> sparse
 
 
 @pytest.mark.parametrize(
-    ("d", "settings"), [(1, (16, 1, 128)), (300, (512, 1, 4)), (2304, (512, 5, 4)), (9000, (2048, 5, 2))]
+    ("d", "settings"),
+    [
+        (1, (16, 1, 256, 1)),
+        (48, (64, 1, 64, 2)),
+        (300, (512, 1, 8, 4)),
+        (2304, (512, 5, 8, 4)),
+        (9000, (2048, 5, 2, 4)),
+    ],
 )
 def test_settings_cover_a_row(d, settings):
     assert sparse.row_settings(d) == settings
-    block, blocks, _ = settings
-    assert block * blocks >= d > block * (blocks - 1)
+    block, blocks, _, warps = settings
+    assert block * blocks >= d > block * (blocks - 1) and (warps == 1 or block >= 32 * warps)
 
 
 def test_powers_and_parts():

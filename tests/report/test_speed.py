@@ -84,3 +84,12 @@ def test_a_shape_without_sizes_is_refused_and_another_benchmark_passed_over(fold
 def test_the_rows_of_the_repository_can_be_read():
     assert not speed.rows().empty and (paths.benchmarks() / "shapes.csv").exists()
     speed.growth(speed.rows(growth=True))
+
+
+def test_a_harvest_is_compared_with_the_loops_of_its_own_run(tmp_path):
+    head = "date,device,model,layer,dataset,what,rows,rows_per_s,peak_mb\n"
+    row = "2026-01-0{},cpu-2t,atlas,1,atlas,{},{},{},500\n".format
+    rows = [row(1, "harvest", 10, 7), row(2, "plain", 10, 50), row(2, "harvest", 10, 100), row(2, "harvest", 100, 120)]
+    (tmp_path / "harvest.csv").write_text(head + "".join(rows))
+    found = speed.harvests(tmp_path)
+    assert list(found["times"]) == [2.0, 1.0, 100 / 120] and list(found["rows"]) == [10, 10, 100]

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip("numba")
+
 from saecore.kernels.batch_topk import cpu as batch_topk
 from saecore.metrics.evaluate import evaluate
 from saecore.saes import build

@@ -6,7 +6,8 @@ scores takes the maximum of every ``WIDTH`` latents, the blocks are chosen, and 
 elements. Positive floats order like their bit patterns: the threshold is found digit by digit, 8 bits at a time, from
 histograms. Nothing is sorted, and nothing is read by the host.
 
-Traffic at the paper's Gemma shape (4096 x 73,728 bfloat16, L0 160): the scores once, an eighth of them twice more.
+Traffic at the paper's Gemma shape (4096 x 73,728 bfloat16, L0 160): the scores once. The candidates, a seventh of
+them, are read by ``_gather``, written, and read four times more, by ``_histogram`` twice, ``_tally`` and ``_place``.
 """
 
 # Triton's types know neither launches nor constexpr:

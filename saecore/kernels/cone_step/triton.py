@@ -66,8 +66,9 @@ def step(rows: Rows, grad: Float32[Tensor, "*shape"], adam: Adam, go: Int[Tensor
     """Adam in place on a weight of any shape; with ``adam.unit`` on unit rows, as ``reference.unit_rows_step``."""
     n, d = rows.W.shape if adam.unit else (1, rows.W.numel())
     if adam.unit:
-        block, _, _ = row_settings(d)
-        _unit_step[(n,)](*rows.pointers(), grad, go, *adam.scalars(), **rows.flags(), D=d, BLOCK=block, num_warps=4)
+        block, _, _, warps = row_settings(d)
+        settings = {"D": d, "BLOCK": block, "num_warps": warps}
+        _unit_step[(n,)](*rows.pointers(), grad, go, *adam.scalars(), **rows.flags(), **settings)
         return
     block = min(launch.power(d), BLOCK)
     _step[(launch.parts(d, block),)](
@@ -79,9 +80,9 @@ def fused_step(rows: Rows, entries: Entries, adam: Adam, go: Int[Tensor, "1"]) -
     """:func:`step` with the gradient that ``weight_grads`` gives; on unit rows returns what ``code_grads`` gives."""
     by, coefficients = entries.by, entries.coefficients
     n, d = rows.W.shape
-    block, blocks, chunk = row_settings(d)
+    block, blocks, chunk, warps = row_settings(d)
     given = (entries.source, entries.rows, coefficients, by.starts, by.order)
-    settings = {"D": d, "BLOCK": block, "CHUNK": chunk, "num_warps": 4}
+    settings = {"D": d, "BLOCK": block, "CHUNK": chunk, "num_warps": warps}
     if adam.unit:
         dots = torch.zeros_like(coefficients)
         _fused_unit_step[(n,)](*rows.pointers(), *given, dots, go, *adam.scalars(), **rows.flags(), **settings)

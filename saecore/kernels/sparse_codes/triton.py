@@ -2,9 +2,9 @@
 
 Decoding goes by rows: a program gathers the decoder rows of one sample's codes, once. Everything after it goes by
 latents: dL/dcode of an entry is an inner product of the latent's own decoder row, which the program holds, with the
-row of dL/dx_hat of the entry's sample, and the gradients are sums of such rows; those are few enough to stay in the
-cache. Decoder rows and dL/dx_hat may be bfloat16, sums are float32, and each has one owner and a fixed order: equal
-inputs give equal bits.
+row of dL/dx_hat of the entry's sample, and the gradients are sums of such rows: in bfloat16 19 MB at the paper's Gemma
+shape, 57 MB with three prefixes, most of which an H200's cache of 50 MB should hold (not measured). Decoder rows and
+dL/dx_hat may be bfloat16, sums are float32, and each has one owner and a fixed order: equal inputs give equal bits.
 """
 
 # Triton's types know neither launches nor constexpr:
@@ -26,8 +26,9 @@ from saecore.kernels.sparse_codes.codes import DeviceCodes
 
 BLOCK = 512
 """Dimensions that a program takes at once."""
-TILE = 2048
-"""Numbers gathered at once."""
+TILE = 4096
+"""Numbers gathered at once: the more, the fewer rounds for a latent that fires in every row. Twice as many would take
+168 registers of a Hopper GPU's thread instead of 79 (``_fused_unit_step`` at 2304 dimensions)."""
 
 
 @dataclass
@@ -121,27 +122,31 @@ def sum_by_latent(values: Float32[Tensor, "capacity"], by: ByLatent) -> Float32[
 def code_grads(W_dec: Float[Tensor, "n_latents d_model"], entries: Entries) -> Float32[Tensor, "capacity"]:
     """dL/dcode of each entry; ``source`` holds dL/dx_hat. Void entries have 0."""
     out = torch.zeros_like(entries.coefficients)
-    block, _, chunk = row_settings(W_dec.shape[1])
+    block, _, chunk, warps = row_settings(W_dec.shape[1])
     _code_grads[(len(entries.by.order),)](
         W_dec, entries.source, entries.rows, entries.coefficients, entries.by.starts, entries.by.order, out,
-        D=W_dec.shape[1], BLOCK=block, CHUNK=chunk, num_warps=4,
+        D=W_dec.shape[1], BLOCK=block, CHUNK=chunk, num_warps=warps,
     )  # fmt: skip
     return out
 
 
 def weight_grads(entries: Entries, out: Float32[Tensor, "n_latents d_model"]) -> None:
     """Each latent's sum of coefficient times row, into ``out``."""
-    block, blocks, chunk = row_settings(out.shape[1])
+    block, blocks, chunk, warps = row_settings(out.shape[1])
     _weight_grads[(len(out), blocks)](
         entries.source, entries.rows, entries.coefficients, entries.by.starts, entries.by.order, out,
-        D=out.shape[1], BLOCK=block, CHUNK=chunk, num_warps=4,
+        D=out.shape[1], BLOCK=block, CHUNK=chunk, num_warps=warps,
     )  # fmt: skip
 
 
-def row_settings(d: int) -> tuple[int, int, int]:
-    """Dimensions of a block, blocks of a row, entries gathered at once. No more than 8 blocks, which are unrolled."""
+def row_settings(d: int) -> tuple[int, int, int, int]:
+    """Dimensions of a block, blocks of a row, entries gathered at once, warps.
+
+    No more than 8 blocks, which are unrolled. A block has a number for every thread: of two warps that held
+    the same one, one could read what the other has just written.
+    """
     block = max(min(launch.power(d), BLOCK), launch.power(launch.parts(d, 8)))
-    return block, launch.parts(d, block), max(TILE // block, 2)
+    return block, launch.parts(d, block), max(TILE // block, 2), min(max(block // 32, 1), 4)
 
 
 @cache
@@ -150,7 +155,13 @@ def _bounds(ends: tuple[int, ...], device: torch.device) -> Int32[Tensor, "group
     return torch.tensor((0, *ends), dtype=torch.int32, device=device)
 
 
-def _prefixes(x, W_dec, b_dec, codes, ends) -> Float32[Tensor, "groups batch d_model"]:
+def _prefixes(
+    x: Float32[Tensor, "batch d_model"] | None,
+    W_dec: Float[Tensor, "n_latents d_model"],
+    b_dec: Float32[Tensor, "d_model"],
+    codes: DeviceCodes,
+    ends: tuple[int, ...],
+) -> Float32[Tensor, "groups batch d_model"]:
     """What the latents below each of ``ends`` decode to, less ``x``."""
     batch, d = codes.batch, W_dec.shape[1]
     out = launch.empty((len(ends), batch, d), torch.float32, W_dec)
