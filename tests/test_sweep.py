@@ -173,7 +173,7 @@ def test_a_sweep_told_to_end_goes_on_from_that_step(places: Path, monkeypatch: p
 def values() -> pd.DataFrame:
     """What is recorded, but when and for how long."""
     found = ledger.read("tiny").sort_values(["key", "step", "metric"], ignore_index=True)
-    return found[["key", "step", "metric", "value"]]
+    return found.loc[:, ["key", "step", "metric", "value"]]
 
 
 def test_the_command_says_that_it_goes_on(places: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -63,7 +63,7 @@ def _sized(table: pd.DataFrame) -> pd.DataFrame:
 def harvests(folder: Path | None = None) -> pd.DataFrame:
     """Rows of the last run of `benchmarks/harvest.py`: kept positions a second and peak memory (MB), of each ``what``.
 
-    ``times``: how many times as fast the harvest of the fewest rows is. Raises FileNotFoundError where none is recorded.
+    ``times``: how many times as fast the harvest of the fewest rows is. Raises FileNotFoundError where there are none.
     """
     table = pd.read_csv((folder or paths.benchmarks() / "results") / "harvest.csv")
     last = table.loc[table["date"] == table["date"].max()].reset_index(drop=True)
