@@ -285,7 +285,7 @@ def test_a_damaged_manifest_is_named(content, spec, copied):
 
 
 def test_a_missing_store_says_how_to_make_it(spec, empty):
-    with pytest.raises(StoreError, match=r"no activations of model.1 in .*; run `saecore harvest .* --rows=3000"):
+    with pytest.raises(StoreError, match=r"no activations of model.1.words.jsonl in .*; run `saecore harvest .* --rows=3000"):
         ActivationStore(spec)
 
 
@@ -377,11 +377,11 @@ def test_the_plan_counts_what_is_left(spec, model, copied):
 def test_the_command_line_harvests(spec, empty, capsys):
     command = ["harvest", spec.model, "1", spec.dataset, "--context=24", "--rows=100"]
     assert cli.main([*command, "--plan"]) == 0
-    assert capsys.readouterr().out.startswith(f"model.1 on {spec.dataset}: 110 rows, 0.0 MiB, about ")
+    assert capsys.readouterr().out.startswith(f"{spec.name} on {spec.dataset}: 110 rows, 0.0 MiB, about ")
     assert not empty.exists()
     assert cli.main(command) == 0
     small = ActivationSpec(**{**spec.as_dict(), "rows": 100})
-    assert capsys.readouterr().out == f"model.1 on {spec.dataset}: {folder(small)}\n"
+    assert capsys.readouterr().out == f"{spec.name} on {spec.dataset}: {folder(small)}\n"
     assert ActivationStore(small).rows == 100
 
 

@@ -182,7 +182,7 @@ def test_a_harvest_is_shown_on_a_terminal(places, model, monkeypatch):
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setattr(sweep, "BAR_DELAY", 0)
     sweep._opened(spec(model), "cpu", stream=False)
-    assert "tiny.0: 100%" in screen.getvalue() and "1.65k/1.65k" in screen.getvalue()
+    assert "tiny.0.atlas: 100%" in screen.getvalue() and "1.65k/1.65k" in screen.getvalue()
 
 
 MIXED = """
@@ -218,7 +218,7 @@ def test_a_source_that_cannot_be_opened_keeps_no_other_from_its_runs(places, mod
 def test_a_live_run_takes_activations(places, model):
     runs = [sweep.make(fields(model, constraint=c)) for c in ("free", "frozen_decoder")]
     frame = train_live(runs, marks=(4,), rows=512)
-    assert set(frame["source"]) == {"tiny.0"}
+    assert set(frame["source"]) == {"tiny.0.atlas"}
     assert sorted(set(ledger.select(frame, metric="cosine_to_start_live")["step"])) == [4, 12]
     found = ledger.last(ledger.select(frame, metric="cosine_to_start"))
     ends = dict(zip(found["constraint"], found["value"], strict=True))

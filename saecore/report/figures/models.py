@@ -203,7 +203,11 @@ def gaps_figure(table: pd.DataFrame, stated: pd.DataFrame) -> BookFigure:
         for y, (constraint, init) in enumerate(rows):
             same = (theirs["constraint"] == constraint) & (theirs["init"] == init)
             for gap in theirs.loc[same, "gap"]:
-                ax.plot(gap, y, **{**PAPER, "markersize": 6, "markeredgewidth": 1.2, "markerfacecolor": "none"})
+                ax.plot(
+                    gap,
+                    y,
+                    **PAPER | {"markersize": 6, "markeredgewidth": 1.2, "markerfacecolor": "none", "clip_on": False},
+                )
         for row in table.loc[table["architecture"] == architecture].to_dict("records"):
             place = float(rows.index((row["constraint"], row["init"])))
             dot_of(ax, place, {**row, "mean": row["difference"]}, VARIANTS[row["constraint"]])
