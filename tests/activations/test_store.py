@@ -285,7 +285,8 @@ def test_a_damaged_manifest_is_named(content, spec, copied):
 
 
 def test_a_missing_store_says_how_to_make_it(spec, empty):
-    with pytest.raises(StoreError, match=r"no activations of model.1.words.jsonl in .*; run `saecore harvest .* --rows=3000"):
+    said = r"no activations of model.1.words.jsonl in .*; run `saecore harvest .* --rows=3000"
+    with pytest.raises(StoreError, match=said):
         ActivationStore(spec)
 
 
