@@ -100,6 +100,6 @@ def test_make_names_a_missing_python():
 
 def test_make_gpu_needs_no_set_up(monkeypatch):
     monkeypatch.setenv("OUT", "over there")
-    command = ["make", "gpu", "GPU_PYTHON=echo run", "GPU_MINUTES=1"]
+    command = ["make", "--no-print-directory", "gpu", "GPU_PYTHON=echo run", "GPU_MINUTES=1"]
     make = subprocess.run(command, cwd=paths.root(), capture_output=True, text=True)
     assert make.stdout.splitlines()[-1] == "run benchmarks/gpu.py --minutes 1 --out over there", make.stderr
