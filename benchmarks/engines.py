@@ -307,7 +307,7 @@ ENGINES: dict[str, tuple[Build, str]] = {
 }
 
 
-def library(engine: str) -> str:
+def package(engine: str) -> str:
     """The key in ``LIBRARIES`` of an engine of ``ENGINES``."""
     return engine.rpartition(" ")[0].removesuffix(HALF)
 

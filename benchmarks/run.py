@@ -43,7 +43,7 @@ GROWN = ("plain batch_topk", "limit bfloat16", "saecore batch_topk")
 class Plan:
     """What one library's process is asked for: ``jobs`` of (shape, engine), to be done within ``seconds``."""
 
-    library: str
+    package: str
     jobs: list[tuple[str, str]]
     device: str
     threads: int
@@ -162,7 +162,7 @@ def serve(plan: Plan, folder: Path) -> None:
     from engines import LIBRARIES
 
     ends = time.monotonic() + plan.seconds
-    broken = importable(LIBRARIES[plan.library])
+    broken = importable(LIBRARIES[plan.package])
     with (folder / ANSWERS).open("a", encoding="utf-8") as answers:
         for shape, engine in plan.jobs:
             if broken:
@@ -268,12 +268,12 @@ def _failed(job: tuple[str, str], reason: str) -> dict:
 
 def compare(given: argparse.Namespace) -> str:
     """Run everything, keep the rows, return the tables."""
-    from engines import LIBRARIES, library
+    from engines import LIBRARIES, package
     from problem import Shape, make
 
     date, ends = datetime.now().strftime("%Y-%m-%dT%H:%M"), time.monotonic() + 60 * given.minutes
     answers: list[dict] = []
-    wanted = {name: [e for e in given.engines if library(e) == name] for name in LIBRARIES}
+    wanted = {name: [e for e in given.engines if package(e) == name] for name in LIBRARIES}
     wanted = {name: engines for name, engines in wanted.items() if engines}
     weights = given.rounds * sum(SET_UP + len(engines) for engines in wanted.values())
     least = LEAST_SECONDS[given.device] / (3 if given.grow else 1)
@@ -300,7 +300,7 @@ def compare(given: argparse.Namespace) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from engines import ENGINES, HALF, library
+    from engines import ENGINES, HALF, package
     from problem import SHAPES, Shape, growth
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -329,7 +329,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             Shape.named(shape)
     except ValueError as error:
         parser.error(str(error))
-    on_cpu = [e for e in ENGINES if HALF not in e or library(e) == "plain"]
+    on_cpu = [e for e in ENGINES if HALF not in e or package(e) == "plain"]
     given.engines = given.engines or list(GROWN if given.grow else on_cpu if given.device == "cpu" else ENGINES)
     given.rounds = given.rounds or (1 if given.grow or given.device == "cuda" else 3)
     print(compare(given))

@@ -226,8 +226,8 @@ def test_growth_moves_one_axis_at_a_time_around_the_centre(kind):
 
 def test_every_engine_has_a_library_and_ours_comes_last():
     engines = importlib.import_module("engines")
-    assert {engines.library(e) for e in engines.ENGINES} == set(engines.LIBRARIES)
-    assert engines.library("sae-lens-bf16 topk") == "sae-lens" and list(engines.LIBRARIES)[-1] == scoreboard.OURS
+    assert {engines.package(e) for e in engines.ENGINES} == set(engines.LIBRARIES)
+    assert engines.package("sae-lens-bf16 topk") == "sae-lens" and list(engines.LIBRARIES)[-1] == scoreboard.OURS
 
 
 @pytest.fixture
@@ -273,7 +273,7 @@ def test_a_failure_is_the_first_line_of_its_error(bench, plan, tmp_path, monkeyp
 def test_on_a_gpu_a_process_ends_where_one_fails(bench, plan, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "work", lambda _, shape, engine, folder: {"failure": "x"} if engine[0] == "b" else {})
     monkeypatch.setattr(bench, "importable", lambda _: "")
-    bench.serve(bench.replace(plan, library="plain", device="cuda"), tmp_path)
+    bench.serve(bench.replace(plan, package="plain", device="cuda"), tmp_path)
     lines = [json.loads(line) for line in (tmp_path / bench.ANSWERS).read_text().splitlines()]
     assert [(line["engine"], line.get("failure")) for line in lines] == [("a topk", None), ("b topk", "x")]
 
@@ -281,7 +281,7 @@ def test_on_a_gpu_a_process_ends_where_one_fails(bench, plan, tmp_path, monkeypa
 def test_a_library_that_is_not_there_answers_for_all_its_engines(bench, plan, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "importable", lambda _: "not installed")
     for device in ("cpu", "cuda"):
-        bench.serve(bench.replace(plan, library="plain", device=device), tmp_path)
+        bench.serve(bench.replace(plan, package="plain", device=device), tmp_path)
     lines = (tmp_path / bench.ANSWERS).read_text().splitlines()
     assert len(lines) == 6 and {json.loads(line)["failure"] for line in lines} == {"not installed"}
 

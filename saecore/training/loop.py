@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from saecore.training.device import Device
 
 DENSE_SHARE = 0.12
-"""Above this share of active codes the dense gradients are faster than the sparse ones (benchmarks/README.md)."""
+"""Above this share of active codes the step is the dense definition's. Cautious: at 256 x 2048 on two threads the
+kernels were still faster with half of the codes active (``benchmarks/crossover.py``). Recorded runs have used it."""
 PROPORTIONAL, INTEGRAL = 1.0, 0.003
 """Gains of the controller that moves ReLU's and JumpReLU's penalty until L0 meets its target."""
 DENSE_START = 4
