@@ -8,6 +8,7 @@ bfloat16, by autocast, as the library itself offers it.
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -313,7 +314,10 @@ def package(engine: str) -> str:
 
 
 def _commit() -> str:
-    """Short commit of this checkout, ``.dirty`` where the package differs from it."""
+    """Short commit of this checkout, ``.dirty`` where the package differs from it; SAECORE_COMMIT stands in."""
+
+    if "SAECORE_COMMIT" in os.environ:
+        return os.environ["SAECORE_COMMIT"]
 
     def git(*words: str) -> str:
         here = Path(__file__).resolve().parent.parent

@@ -55,13 +55,13 @@ def stages(out: Path, site: Path | None) -> list[Stage]:
     """In the order in which they run. ``site``: where the peers were unpacked."""
     python = sys.executable
     bench = [python, "benchmarks/run.py", "--device", "cuda", "--results", str(out)]
-    tests = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", *TESTS]
+    tests = [python, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-m", "gpu", *TESTS]
     results = {"SAECORE_RESULTS": str(out)}
     return [
         Stage("tests", tests, 2.5),
-        Stage("speed", [*bench, "--shape", *SHAPES, "--minutes", "3.5"], 3.7, True, site),
-        Stage("growth", [*bench, "--grow", "--minutes", "1.1"], 1.2, True),
-        Stage("crossover", [python, "benchmarks/crossover.py", "--device", "cuda"], 0.7, True),
+        Stage("speed", [*bench, "--shape", *SHAPES, "--minutes", "3.3"], 3.7, True, site),
+        Stage("growth", [*bench, "--grow", "--minutes", "1.0"], 1.2, True),
+        Stage("crossover", [python, "benchmarks/crossover.py", "--device", "cuda", "--results", str(out)], 0.7, True),
         Stage("recovery", [python, "-m", "saecore", "run", "gpu", "--device", "cuda"], 0, extra=results),
     ]
 
@@ -111,7 +111,7 @@ def run(stage: Stage, seconds: float, log: Path) -> Outcome:
 
 def stop(process: subprocess.Popen[str]) -> str:
     """End a stage and what it started; what it had printed."""
-    for how in (signal.SIGTERM, signal.SIGKILL):
+    for how in (signal.SIGINT, signal.SIGKILL):  # at the first, pytest still tells of failures
         try:
             os.killpg(process.pid, how)
             return process.communicate(timeout=GRACE)[0] or ""

@@ -215,7 +215,7 @@ def alone(plan: Plan, shape: str, engine: str, folder: Path, seconds: float) -> 
 
 
 class Others:
-    """The share of the processor that other programs take from now on."""
+    """The share of the processor that other programs take from now on: neither this process nor its children."""
 
     def __init__(self) -> None:
         self.began, self.before = time.monotonic(), self._taken()
@@ -226,11 +226,11 @@ class Others:
 
         times = psutil.cpu_times()
         kinds = ("user", "nice", "system", "irq", "softirq", "steal")
-        children = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return sum(getattr(times, kind, 0.0) for kind in kinds) - children.ru_utime - children.ru_stime
+        own = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(getattr(times, kind, 0.0) for kind in kinds) - sum(u.ru_utime + u.ru_stime for u in own)
 
     def share(self) -> float:
-        """Call after the child has been waited for."""
+        """Call after children have been waited for."""
         seconds = (time.monotonic() - self.began) * (os.cpu_count() or 1)
         return max(0.0, (self._taken() - self.before) / seconds)
 

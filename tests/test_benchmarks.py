@@ -10,7 +10,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pandas
 import pytest
+
+from saecore.report import speed
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(FOLDER))
@@ -398,38 +401,64 @@ def crossover():
     return importlib.import_module("crossover")
 
 
+def points(dense, agree=True):
+    lines = zip((0.1, 0.2, 0.4), (2.0, 4.0, 8.0), dense, strict=True)
+    names = ["share", "kernels_ms", "definition_ms", "agree"]
+    return pandas.DataFrame([(*line, agree) for line in lines], columns=pandas.Index(names))
+
+
 @pytest.mark.parametrize(
     ("dense", "words"),
     [
         ((4.0, 4.0, 4.0), "the definition is faster from a share of 0.2 on"),
-        ((1.0, 4.0, 4.0), "the definition is faster from 0.1 on, or from below that"),
+        ((1.0, 4.0, 4.0), "the definition is faster from a share of 0.1 on"),
+        ((4.0, 5.0, 6.4), "the definition is faster from a share of 0.283 on"),
         ((9.0, 9.0, 9.0), "the kernels are faster up to 0.4 at least"),
     ],
 )
 def test_a_crossover_lies_where_the_lines_meet(crossover, dense, words):
-    points = [
-        crossover.Point(share, sparse, d, True)
-        for share, sparse, d in zip((0.1, 0.2, 0.4), (2.0, 4.0, 8.0), dense, strict=True)
-    ]
-    assert crossover.crossing(points) == words
+    assert crossover.table(points(dense)).splitlines()[-1] == words
 
 
-def test_a_crossover_between_two_shares_and_one_without_a_check(crossover):
-    points = [crossover.Point(0.1, 1.0, 2.0, True), crossover.Point(0.4, 2.0, 1.0, True)]
-    assert crossover.crossing(points) == "the definition is faster from a share of 0.2 on"
-    wrong = [crossover.Point(p.share, p.sparse, 777.0, False) for p in points]
-    assert "777" not in crossover.table(wrong) and "no crossover" in crossover.table(wrong)
+def test_no_time_is_shown_without_a_check(crossover):
+    text = crossover.table(points((777.0, 1.0, 1.0), agree=False))
+    assert "777" not in text and "no crossover" in text
+
+
+def test_crossovers_are_kept_and_read(crossover, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(scoreboard, "QUIET", 1.0)
+    words = "--shape 24x96-k1-b64 --shares 0.1 0.4 --steps 2 --threads 1 --results".split()
+    for _ in range(2):
+        assert crossover.main([*words, str(tmp_path)]) == 0
+    (file,) = tmp_path.iterdir()
+    assert file.stem.endswith("-crossover") and len(pandas.read_csv(file)) == 8
+    found = speed.crossovers(tmp_path)
+    assert list(found["architecture"]) == ["relu", "topk"] and set(found["shape"]) == {"24x96-b64"}
+    monkeypatch.setattr(scoreboard, "QUIET", -1.0)
+    assert crossover.main([*words, str(tmp_path)]) == 0 and len(pandas.read_csv(file)) == 8
+    assert "rows not kept" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("architecture", ["relu", "topk"])
-def test_both_paths_are_measured_at_the_share_asked_for(crossover, architecture):
-    point = crossover.measure("24x96-k1-b64", architecture, "cpu", share=0.125, steps=2)
-    assert point.share == 0.125 and point.agree and point.sparse > 0 and point.dense > 0
+def test_both_paths_learn_and_are_timed_where_they_stand(crossover, architecture, monkeypatch):
+    made, starts, make = [], [], crossover.trainer
+
+    def keep(*args):
+        made.append(make(*args))
+        starts.append(made[-1].sae.W_enc.detach().clone())
+        return made[-1]
+
+    monkeypatch.setattr(crossover, "trainer", keep)
+    point = crossover.measure("24x96-k1-b512", architecture, "cpu", share=0.125, steps=5)
+    assert point["share"] == pytest.approx(0.125, abs=0.04) and point["agree"]
+    assert point["kernels_ms"] > 0 and point["definition_ms"] > 0
+    moved = [float((t.sae.W_enc - start).detach().abs().max()) > 1e-5 for t, start in zip(made, starts, strict=True)]
+    assert [t.path for t in made] == ["cpu", "dense"] * 2 and moved == [True, True, False, False]
 
 
 def test_a_step_that_falls_back_to_the_definition_is_no_measurement(crossover, monkeypatch):
     monkeypatch.setattr(crossover, "ROOM", 0.5)
-    assert not crossover.measure("24x96-k1-b64", "relu", "cpu", share=0.125, steps=2).agree
+    assert not crossover.measure("24x96-k1-b64", "relu", "cpu", share=0.125, steps=2)["agree"]
 
 
 @pytest.mark.parametrize("kind", ["named", "cpu", "cuda"])

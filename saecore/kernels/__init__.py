@@ -11,7 +11,11 @@ import torch
 
 @cache
 def _has_numba() -> bool:
-    return importlib.util.find_spec("numba") is not None
+    try:
+        import numba  # noqa: F401  # refuses a numpy that is newer than it knows
+    except ImportError:
+        return False
+    return True
 
 
 def fast_path(tensor: torch.Tensor) -> bool:

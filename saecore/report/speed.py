@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import pandas as pd
 
 from saecore import paths
@@ -17,7 +18,7 @@ from saecore import paths
 OURS, LIMIT, HARVEST = "saecore", "limit", "harvest"
 AXES = {"n_latents": "latents", "k": "active latents per row", "batch_size": "rows per batch"}
 SIZES = ("d_model", *AXES)
-GROWTH = "-growth"
+GROWTH, CROSSOVER = "-growth", "-crossover"
 COLUMNS = ("date", "device", "shape", "engine", "version", "steps_per_s", "loss", "peak_mb", "checked")
 
 
@@ -69,6 +70,36 @@ def harvests(folder: Path | None = None) -> pd.DataFrame:
     last = table.loc[table["date"] == table["date"].max()].reset_index(drop=True)
     ours = last.loc[last["what"] == HARVEST, "rows_per_s"].iloc[0]
     return last.assign(times=ours / last["rows_per_s"])
+
+
+def crossovers(folder: Path | None = None) -> pd.DataFrame:
+    """From which share of active codes on dense steps are faster: the last run of `benchmarks/crossover.py` there.
+
+    By ``device``, ``shape`` and ``architecture``: the ``crossover`` (see :func:`crossing`) and the largest share seen.
+    """
+    files = sorted((folder or paths.benchmarks() / "results").glob(f"*{CROSSOVER}.csv"))
+    by, lines = ["device", "shape", "architecture"], []
+    if files:
+        table = pd.concat([pd.read_csv(file) for file in files])
+        table["shape"] = table["shape"].str.replace(r"-k\d+", "", regex=True)
+        for key, run in table.groupby(by):
+            last = run.loc[run["date"] == run["date"].max()]
+            lines.append([*cast(tuple, key), crossing(last), last["share"].max()])
+    return pd.DataFrame(lines, columns=pd.Index([*by, "crossover", "measured up to"]))
+
+
+def crossing(points: pd.DataFrame) -> float:
+    """The share of active codes where the definition begins to be faster; NaN where it nowhere is, or none agrees.
+
+    Between two shares by a straight line on logarithmic scales; the first share where the kernels are never faster.
+    """
+    told = points.loc[points["agree"]].sort_values("share")
+    shares, lead = np.log(told["share"]), np.log(told["definition_ms"] / told["kernels_ms"])
+    behind = np.flatnonzero(lead <= 0)
+    if not len(behind):
+        return math.nan
+    at = slice(max(behind[0] - 1, 0), behind[0] + 1)
+    return float(np.exp(np.interp(0, lead.iloc[at][::-1], shares.iloc[at][::-1])))
 
 
 def on_gpu(device: str) -> bool:

@@ -213,6 +213,8 @@ class Trainer:
         seen = sae.encoder_input(x)
         threshold = near = on = None
         if spec.selects_by_rank:
+            if self.run.sae.l0 > DENSE_SHARE * self.run.sae.n_latents:
+                return None
             weight, rows = sae.ranking_weight(x), spec.rows_per_selection(self.ranks.batch(len(x)))
             codes, self.guess = self.ranks.select_sparse(seen, W_enc, spec.l0, rows, self.guess, weight)
             threshold = self.ranks.mean_smallest(_smallest_kept(codes, rows, weight), rows > len(x))

@@ -8,8 +8,6 @@ import itertools
 import numpy as np
 import pytest
 import torch
-import triton.language as tl
-from triton.runtime import interpreter
 
 from saecore import kernels
 from saecore.sources.base import EVALUATION, TRAINING
@@ -18,6 +16,7 @@ from saecore.spec import ARCHITECTURES, ConstraintSpec, RunSpec, SAESpec, Source
 from saecore.training import DivergedError, Trainer, device, loop, start, train_many
 from saecore.training.feed import Feed
 from saecore.training.loss import training_loss
+from tests.training.rounding import rounded
 
 WORLD = SourceSpec("constant", n_features=20, d_model=9, expected_l0=2.0)
 HERE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -109,20 +108,12 @@ def test_steps_from_one_state_agree_with_the_definition(design, fused, source):
 
 
 @pytest.fixture
-def rounded(monkeypatch) -> None:
-    """The interpreter cuts float32 to bfloat16, which makes every weight smaller; a GPU rounds."""
-    if HERE == "cpu":
-        cut = interpreter._convert_float
-
-        def convert(values, of, to, mode):
-            if (of, to) != (tl.float32, tl.bfloat16):
-                return cut(values, of, to, mode)
-            return torch.from_numpy(np.ascontiguousarray(values)).bfloat16().view(torch.int16).numpy().view(np.uint16)
-
-        monkeypatch.setattr(interpreter, "_convert_float", convert)
+def as_a_gpu_rounds():
+    with rounded():
+        yield
 
 
-@pytest.mark.usefixtures("rounded")
+@pytest.mark.usefixtures("as_a_gpu_rounds")
 @pytest.mark.parametrize("architecture", ["batch_topk", "relu"])
 def test_half_precision_holds_the_loss(architecture, source):
     """Within 0.5 %, while training and on other data."""
@@ -312,7 +303,7 @@ class TestOnAGPU:
     @pytest.mark.parametrize("architecture", ARCHITECTURES)
     def test_no_step_waits_for_the_device(self, architecture, monkeypatch):
         """Between two looks, once the kernels are compiled; nor does drawing the batches."""
-        monkeypatch.setattr(device, "DENSE_SHARE", 1 / 16)
+        monkeypatch.setattr(device, "DENSE_SHARE", 1 / 8)
         source = Superposition(self.BIG, "cuda")
         trainer = start(self.run_of(architecture), source)
         train_many([trainer], source, 30)
@@ -347,7 +338,7 @@ class TestOnAGPU:
             feed.prepare(step + 1)
 
     def test_a_source_on_the_cpu_trains_an_sae_on_the_gpu(self):
-        source, run = Superposition(self.BIG), self.run_of("batch_topk")
+        source, run = Superposition(self.BIG), self.run_of("relu")
         trainer = Trainer(loop.beginning(run, source).to("cuda"), run)
         losses: list[float] = []
         train_many([trainer], source, 30, watch=lambda _, loss: losses.append(float(loss)))

@@ -1,6 +1,7 @@
 """One step is the definition's; what a constraint freezes stays, what it trains moves; training finds features."""
 
 import dataclasses
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from saecore.spec import (
     SourceSpec,
     TrainingSpec,
 )
-from saecore.training import DivergedError, Trainer, calibrate, start, train_many
+from saecore.training import DivergedError, Trainer, calibrate, loop, start, train_many
 from saecore.training.loop import stream
 
 SMALL = SourceSpec("constant", n_features=64, d_model=16, expected_l0=3.0)
@@ -71,7 +72,13 @@ def exact_nearest(monkeypatch) -> None:
     monkeypatch.setattr(batch_topk, "nearest", nearest)
 
 
-@pytest.mark.usefixtures("exact_nearest")
+@pytest.fixture
+def always_sparse(monkeypatch) -> None:
+    """ReLU and JumpReLU start with many codes, which would take the dense path."""
+    monkeypatch.setattr(loop, "DENSE_SHARE", 1.0)
+
+
+@pytest.mark.usefixtures("exact_nearest", "always_sparse")
 class TestFastPath:
     """The compiled path against autograd."""
 
@@ -111,14 +118,18 @@ class TestFastPath:
             moved = (wanted - start(run, source).sae.state_dict()[name]).nan_to_num().norm()
             assert (fast.sae.state_dict()[name] - wanted).nan_to_num().norm() <= 0.03 * moved + 1e-6, name
 
-    def test_more_active_codes_than_pay_take_the_dense_path(self, source, monkeypatch):
-        run = run_of("relu")
-        fast, plain = start(run, source, fast=True), start(run, source, fast=False)
-        fast.sae.b_enc.data.fill_(0.5)  # everything active
-        plain.load_state_dict(fast.state_dict())
-        x = sample(source, 0)
-        assert fast.step(x) == plain.step(x)
-        assert all(torch.equal(t, plain.grads[n]) for n, t in fast.grads.items())
+    @pytest.mark.parametrize("architecture", ["relu", "jump_relu", "batch_topk"])
+    def test_more_active_codes_than_pay_take_the_dense_path(self, architecture, source, monkeypatch):
+        run = run_of(architecture, l0=16)
+        fast = start(run, source, fast=True)
+        if architecture != "batch_topk":
+            (fast.sae.b_enc if architecture == "relu" else fast.sae.threshold).data.fill_(0.0)  # half is active
+        dense = mock.Mock(wraps=fast._dense_grads)
+        monkeypatch.setattr(fast, "_dense_grads", dense)
+        for share, calls in ((1.0, 0), (0.2, 1)):
+            monkeypatch.setattr(loop, "DENSE_SHARE", share)
+            fast.step(sample(source, 0))
+            assert dense.call_count == calls
 
 
 class TestConstraints:
