@@ -204,6 +204,13 @@ def test_shares_are_shown_as_percentages(every):
         assert labels and all(text.endswith("%") for text in labels), name
 
 
+def test_ticks_of_a_share_are_not_rounded(every):
+    ax = every["cosine_histogram"].axes[0]
+    ax.set_yticks([0.025, 0.05])
+    ax.set_ylim(0, 0.1)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["2.5 %", "5.0 %"]
+
+
 def test_intervals_are_drawn(every):
     assert every["recovery_curve"].axes[0].collections, "a band for each line"
     assert every["sweep_line"].axes[0].containers, "error bars"

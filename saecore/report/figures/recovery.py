@@ -37,8 +37,8 @@ from saecore.spec import SourceSpec
 
 
 @drawn(
-    "Lines, one per architecture: the share of true features recovered rises with the number of training samples "
-    "seen (log scale), with a band over seeds. One panel per source of samples."
+    "Lines, one per architecture: a metric, such as the share of true features recovered, against the number of "
+    "training samples seen (log scale), with a band where there are several seeds. One panel per source of samples."
 )
 def recovery_curve(
     frame: pd.DataFrame,

@@ -61,7 +61,7 @@ def cosine_histogram(
     ax.set_xlim(0, 1)
     ax.set_xlabel("best cosine to a decoder row")
     ax.set_ylabel(f"features per bin of {width:g}")
-    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     figure.legend(loc="outside lower center", ncol=min(4, len(cosines) + 1))
     return figure
 
