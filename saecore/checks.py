@@ -26,7 +26,7 @@ Place = tuple[str, str]
 """The key of a run, and where the texts are that it was to be measured on: "" for the check's own."""
 CANNOT = (SpecError, LabelledSetError, EditingError, UnreadableError)
 """What a check raises where the source, the texts or the SAE is at fault."""
-UNTRAINED = "its SAE is not in the cache; `saecore run` of its sweep trains it"
+UNTRAINED = "its SAE is not in the cache; `saecore run SWEEP --saes` trains it, recorded or not"
 
 
 class Check(Protocol):
@@ -47,21 +47,26 @@ CHECKS: dict[str, Callable[[Source], Check]] = {
 
 
 def run_all(
-    name: str, groups: Sequence[Sequence[RunSpec]], device: str = "cpu", texts: Sequence[Texts] = ()
+    name: str,
+    groups: Sequence[Sequence[RunSpec]],
+    device: str = "cpu",
+    texts: Sequence[Texts] = (),
+    stream: bool = False,
 ) -> dict[Place, str]:
     """Check every trained SAE of a sweep that has no row yet; why one was left out, by key and texts.
 
     Floors and ceilings are recorded once for each source. A source that the check cannot be made on (a model that
     predicts no tokens cannot be edited) is left out, and so is an SAE with too few latents; the others go on.
-    ``texts``: what sparse probing reads in the place of its own, each recorded under its name in ``ON_TEXTS``. Raises
-    SpecError for an unknown check, and where texts are given that it does not read.
+    ``texts``: what sparse probing reads in the place of its own, each recorded under its name in ``ON_TEXTS``.
+    ``stream``: a source's activations are not harvested first. Raises SpecError for an unknown check, and where texts
+    are given that it does not read.
     """
     _known(name, texts)
     ledger.commit()  # asked now: the code that runs is the code of this moment
     left_out: dict[Place, str] = {}
     for runs in _by_source(groups):
         for named in texts or [None]:
-            left_out |= _run(name, _experiment(name, runs[0], texts), named, runs, device)
+            left_out |= _run(name, _experiment(name, runs[0], texts), named, runs, device, stream)
     return left_out
 
 
@@ -85,7 +90,9 @@ def recorded(experiment: str) -> set[str]:
     return set(ledger.read(experiment)["key"]) if ledger.path(experiment).exists() else set()
 
 
-def _run(name: str, experiment: str, named: Texts | None, runs: Sequence[RunSpec], device: str) -> dict[Place, str]:
+def _run(
+    name: str, experiment: str, named: Texts | None, runs: Sequence[RunSpec], device: str, stream: bool
+) -> dict[Place, str]:
     """The runs of one source that have no row yet."""
     done, where, source = _done(experiment, named), named.place if named else "", runs[0].source
     todo = [run for run in runs if run.key() not in done]
@@ -94,8 +101,11 @@ def _run(name: str, experiment: str, named: Texts | None, runs: Sequence[RunSpec
     if not here:
         return left_out
     try:
-        make = partial(probing.OnTexts.prepare, held=named.open()) if named else CHECKS[name]  # texts fail sooner
-        check = make(open_source(source, device))
+        # texts and judge first: a source may take an hour to open
+        make = partial(probing.OnTexts.prepare, held=named.open()) if named else CHECKS[name]
+        if name == interpretability.EXPERIMENT:
+            interpretability.judge_of(source)
+        check = make(open_source(source, device, stream))
         if source.key() not in done:
             ledger.record(experiment, ledger.references(source, check.references(), device))
     except (*CANNOT, *UNOPENED, OSError) as error:

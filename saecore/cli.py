@@ -119,13 +119,25 @@ def run_expect(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def count(text: str) -> int:
+    """For argparse: a whole number of at least 1."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return int(text)
+
+
 def add_sweep(parser: argparse.ArgumentParser) -> None:
     """What every command on a sweep takes."""
     parser.add_argument("sweep", help="a name in book/sweeps, such as reconstruction, or a .yml file")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--source", metavar="NAME", help="only SAEs of this source, such as minilm.3")
     parser.add_argument("--part", default="1/1", metavar="I/N", help="the I-th of N shares, to run beside the others")
-    parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: torch's)")
+    parser.add_argument("--threads", type=count, help="CPU threads (default: torch's)")
+    parser.add_argument(
+        "--stream",
+        action="store_true",
+        help="read activations from the model as they are needed, keep none on the disk",
+    )
     parser.add_argument("--plan", action="store_true", help="say what would be done, and stop")
 
 
@@ -166,9 +178,9 @@ def add_run(subparsers: Subparsers) -> None:
     run = subparsers.add_parser("run", help="train, measure and record the runs of a sweep; resumes where it stopped")
     add_sweep(run)
     run.add_argument(
-        "--stream",
+        "--saes",
         action="store_true",
-        help="read activations from the model as training goes, and keep none of them on the disk",
+        help="also train again what is recorded and whose SAE is not in the cache; its rows stay as they are",
     )
     run.add_argument(
         "--spread",
@@ -202,16 +214,16 @@ def _run_sweep(arguments: argparse.Namespace) -> int:
         experiment, groups = sweep_of(arguments)
         runs = [run for group in groups for run in group]
         if arguments.plan:
-            done = finished(experiment)
-            return show_plan((run, "recorded" if run.key() in done else "to run") for run in runs)
+            done, saes = finished(experiment), arguments.saes
+            return show_plan((run, "recorded" if sweep.stands(run, done, saes) else "to run") for run in runs)
         if spread:
             device = distributed.join(device, spread, runs)
-    except (SpecError, OSError) as error:
+    except (SpecError, LedgerError, OSError) as error:
         return complain(error, REFUSED) if distributed.is_first() else REFUSED
     if not distributed.is_first():
         logging.getLogger("saecore").setLevel(logging.CRITICAL)  # rank 0 says the same
     try:
-        reasons = sweep.run_all(experiment, groups, device, stream=arguments.stream, spread=spread)
+        reasons = sweep.run_all(experiment, groups, device, stream=arguments.stream, spread=spread, saes=arguments.saes)
     except (CheckpointError, LedgerError, *sweep.UNOPENED) as error:
         return complain(error, FAILED) if distributed.is_first() else FAILED
     if not distributed.is_first():
@@ -255,7 +267,7 @@ def run_measure(arguments: argparse.Namespace) -> int:
         _, groups = sweep_of(arguments)
         if arguments.plan:
             return show_plan(checks.plan(arguments.check, groups, texts))
-        reasons = checks.run_all(arguments.check, groups, arguments.device, texts)
+        reasons = checks.run_all(arguments.check, groups, arguments.device, texts, arguments.stream)
     except (SpecError, OSError) as error:
         return complain(error, REFUSED)
     except (CheckpointError, LedgerError) as error:
@@ -278,7 +290,7 @@ def add_atlas(subparsers: Subparsers) -> None:
     actions = atlas.add_subparsers(dest="action", required=True)
     actions.add_parser("build", help="write data/atlas/facts.csv from GeoNames and CLDR").set_defaults(run=run_atlas)
     train = actions.add_parser("train", help="train the model (22 minutes on one core); goes on where it stopped")
-    train.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    train.add_argument("--threads", type=count, default=1, help="CPU threads (default: 1)")
     train.set_defaults(run=run_atlas)
     examine = actions.add_parser("examine", help="what the model knows and holds; rows go to data/results/atlas.csv")
     examine.set_defaults(run=run_atlas)
@@ -383,5 +395,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("saecore").setLevel(logging.INFO)
     try:
         return arguments.run(arguments)
-    except paths.PathError as error:
-        return complain(error, REFUSED)
+    except OSError as error:
+        return complain(error, REFUSED if isinstance(error, paths.PathError) else FAILED)

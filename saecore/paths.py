@@ -8,10 +8,16 @@ SAECORE_CACHE    what may be deleted at any time (default: data/cache)
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows: one writer at a time
+    fcntl = None
 
 HOME = "SAECORE_HOME"
 RESULTS = "SAECORE_RESULTS"
@@ -105,15 +111,37 @@ def writable(folder: Path, variable: str = CACHE) -> Path:
 
 
 @contextmanager
+def alone(folder: Path, variable: str = CACHE) -> Iterator[None]:
+    """One writer of a folder at a time; others wait. The lock leaves no file, and ends with the process.
+
+    Raises PathError, naming ``variable``, where the disk knows no locks.
+    """
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            raise PathError(
+                f"cannot lock {folder} ({error.strerror}); set {variable} to a folder on a local disk"
+            ) from error
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """Where to write so that ``path`` appears whole or not at all: a name beside it, renamed when the block ends.
 
     What was written is on the disk before the rename, and an error in the block leaves ``path`` as it was. Makes the
-    folder where it is missing. The name is hidden and this process's own; only a killed process leaves it behind, for
+    folder where it is missing. The name is hidden and this writer's own; only a killed process leaves it behind, for
     :func:`leftovers` to find. Raises OSError as the disk does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    aside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
         yield aside
         with aside.open("r+b") as file:

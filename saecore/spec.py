@@ -49,7 +49,8 @@ def settle_types(spec: typing.Any) -> None:
         elif wanted in ("int", "float", "bool", "str"):
             kind = {"int": int, "float": float, "bool": bool, "str": str}[wanted]
             ok = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-            require(ok, f"{item.name}={value!r} is a {type(value).__name__}; write it as {wanted}")
+            hint = "; YAML takes 3e-3 for text and 3.0e-3 for a number" if (kind, type(value)) == (float, str) else ""
+            require(ok, f"{item.name}={value!r} is a {type(value).__name__}; write it as {wanted}{hint}")
 
 
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

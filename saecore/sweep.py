@@ -10,7 +10,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -100,18 +100,25 @@ def load(path: Path) -> tuple[str, list[list[RunSpec]]]:
     ``constraint`` and ``seed`` for short. A seed is the seed of the world and of the start. Raises SpecError.
     """
     try:
-        data = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise SpecError(f"{path.name} is not YAML: {error}") from error
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path.name} is not YAML in UTF-8: {error}") from error
     whole = isinstance(data, dict) and {"experiment", "blocks"} <= set(data)
     require(whole, f"{path.name} needs the entries experiment and blocks")
-    unknown = sorted(set(data) - {"experiment", "defaults", "blocks"})
+    unknown = sorted(map(str, set(data) - {"experiment", "defaults", "blocks"}))
     require(not unknown, f"{path.name}: unknown entry {unknown}; a sweep has experiment, defaults and blocks")
+    experiment, defaults, blocks = str(data["experiment"]), data.get("defaults") or {}, data["blocks"]
+    listed = isinstance(blocks, list) and len(blocks) > 0 and all(isinstance(b, dict) for b in [defaults, *blocks])
+    require(listed, f"{path.name}: defaults must be fields with values, and blocks a list of such: - {{seed: [0, 1]}}")
+    try:
+        ledger.path(experiment)
+    except ledger.LedgerError as error:
+        raise SpecError(f"{path.name}: {error}") from None
     seen: set[str] = set()
     groups: list[list[RunSpec]] = []
-    for block in data["blocks"]:
+    for block in blocks:
         runs = []
-        fields = {**data.get("defaults", {}), **block}
+        fields = {**defaults, **block}
         values = [v if isinstance(v, list) else [v] for v in fields.values()]
         for combination in itertools.product(*values):
             run = make(dict(zip(fields, combination, strict=True)))
@@ -119,18 +126,18 @@ def load(path: Path) -> tuple[str, list[list[RunSpec]]]:
                 seen.add(run.key())
                 runs.append(run)
         groups += shared_streams(runs)
-    return data["experiment"], groups
+    return experiment, groups
 
 
 def make(fields: dict[str, Any]) -> RunSpec:
     """A run from flat fields, as a sweep file names them.
 
     Where they do not say, an SAE has a latent for each known feature, or ``WIDTH`` times ``d_model``; the dictionaries
-    ``pca`` and ``neurons`` have twice ``d_model``, and ``pca`` its own init.
+    ``pca`` and ``neurons`` have twice ``d_model``, and ``pca`` its own init. Raises SpecError.
     """
     parts: dict[str, dict[str, Any]] = {"sae": {}, "source": {}, "constraint": {}, "training": {}}
     for name, value in fields.items():
-        part, _, item = name.partition(".")
+        part, _, item = str(name).partition(".")
         if name == "constraint":
             part, item = "constraint", "name"
         elif name in SHORT:
@@ -143,13 +150,7 @@ def make(fields: dict[str, Any]) -> RunSpec:
     kind = ActivationSpec if "model" in parts["source"] else SourceSpec
     if "seed" in fields and kind is SourceSpec:
         parts["source"].setdefault("seed", fields["seed"])
-    specs = {"sae": SAESpec, "source": kind, "constraint": ConstraintSpec, "training": TrainingSpec}
-    for part, cls in specs.items():
-        known = {f.name for f in dataclasses.fields(cls)}
-        wrong = sorted(set(parts[part]) - known)
-        require(not wrong, f"{part} has no field {wrong}; it has {sorted(known)}")
-    require("architecture" in parts["sae"], "a run needs an architecture")
-    source = kind(**parts["source"])
+    source = _made("source", kind, parts["source"])
     parts["sae"].setdefault("d_model", source.d_model)
     if parts["constraint"].get("name") in DICTIONARIES:
         parts["sae"].setdefault("n_latents", 2 * source.d_model)
@@ -157,11 +158,24 @@ def make(fields: dict[str, Any]) -> RunSpec:
     if parts["constraint"].get("name") == "pca":
         parts["constraint"].setdefault("init", "cov")
     return RunSpec(
-        SAESpec(**parts["sae"]),
+        _made("sae", SAESpec, parts["sae"]),
         source,
-        ConstraintSpec(**parts["constraint"]),
-        TrainingSpec(**parts["training"]),
+        _made("constraint", ConstraintSpec, parts["constraint"]),
+        _made("training", TrainingSpec, parts["training"]),
     )
+
+
+def _made(part: str, cls: type, values: dict[str, Any]) -> Any:
+    """A part of a run. Raises SpecError for a field that it does not have or lacks, and as the part does."""
+    defaults = {f.name: f.default for f in dataclasses.fields(cls)}
+    wrong = sorted(set(values) - set(defaults))
+    require(not wrong, f"{part} has no field {wrong}; it has {sorted(defaults)}")
+    missing = [f"{part}.{name}" for name in defaults if {**defaults, **values}[name] is dataclasses.MISSING]
+    require(not missing, f"a run lacks {', '.join(missing)}; give a value")
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise SpecError(f"{part} with {values}: {error}; a list that is one value is written [[0.5, 0.5]]") from error
 
 
 def run(name: str, device: str = "cpu", stream: bool = False) -> dict[str, str]:
@@ -176,6 +190,7 @@ def run_all(
     at_once: int = 8,
     stream: bool = False,
     spread: str | None = None,
+    saes: bool = False,
 ) -> dict[str, str]:
     """Bring every run to its end and record it under ``experiment``; what is recorded is not run again.
 
@@ -184,6 +199,7 @@ def run_all(
     need no SAE are recorded once for each source.
     ``stream``: activations are read from the model as training goes, and none are kept on the disk.
     ``spread``: what each of several processes (:func:`distributed.join`) has a share of; all call this, one records.
+    ``saes``: what is recorded is trained again where its SAE is not in the cache; its rows stay as they are.
 
     Returns, by key, why a run is not recorded: its source cannot be opened, or it diverged. The others go on.
     """
@@ -195,7 +211,7 @@ def run_all(
     at_hand: Examiner | None = None
     for group in groups:
         done = ledger.finished(experiment)
-        open_runs = distributed.agreed([run.key() not in done for run in group])
+        open_runs = distributed.agreed([not stands(run, done, saes) for run in group])
         todo = [run for run, is_open in zip(group, open_runs, strict=True) if is_open]
         if not todo:
             continue
@@ -216,6 +232,11 @@ def run_all(
         for first in range(0, len(todo), at_once):
             left_out |= _run_group(experiment, todo[first : first + at_once], at_hand, spread)
     return left_out
+
+
+def stands(run: RunSpec, done: Collection[str], saes: bool = False) -> bool:
+    """Whether nothing is to be done: the key is ``done`` and, where ``saes`` asks for it, the SAE is in the cache."""
+    return run.key() in done and not (saes and not sae_path(run).exists())
 
 
 def _examined(spec: SourceSpec | ActivationSpec, device: str, stream: bool) -> Examiner:
@@ -371,7 +392,9 @@ def _silent(trainer: Trainer) -> dict[str, float]:
 
 
 def _record(experiment: str, trainer: Trainer, source: Source, step: int, values: dict[str, float]) -> None:
-    ledger.record(experiment, ledger.rows(trainer.run, step, values, trainer.seconds, source.device))
+    """Nothing for a run that is recorded, and is trained again for its SAE."""
+    if trainer.run.key() not in ledger.finished(experiment):
+        ledger.record(experiment, ledger.rows(trainer.run, step, values, trainer.seconds, source.device))
 
 
 def sae_path(run: RunSpec) -> Path:

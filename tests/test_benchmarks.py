@@ -461,6 +461,12 @@ def test_a_step_that_falls_back_to_the_definition_is_no_measurement(crossover, m
     assert not crossover.measure("24x96-k1-b64", "relu", "cpu", share=0.125, steps=2)["agree"]
 
 
+def test_the_trainer_changes_over_where_the_definition_was_measured_to_be_faster():
+    found = speed.crossovers()
+    least = found.loc[~found["device"].map(speed.on_gpu), "crossover"].min()
+    assert 0.9 * least <= importlib.import_module("saecore.training.loop").DENSE_SHARE <= least
+
+
 @pytest.mark.parametrize("kind", ["named", "cpu", "cuda"])
 def test_the_spec_of_every_shape_is_allowed(kind):
     """Built without memory: the largest would take gigabytes."""

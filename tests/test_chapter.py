@@ -202,6 +202,7 @@ def test_a_failing_cell_leaves_the_target_as_it_was(home, capsys):
         (["-p", "steps", "many"], "steps = 'many' is a str; give a int, as in steps = 3"),
         (["-p", "steps", "2.5"], "steps = 2.5 is a float"),
         (["-p", "steps", "True"], "steps = True is a bool"),
+        (["-p", "profile", "ful"], "01_sample: profile = 'ful' is unknown; choose one of smoke, full"),
         (["7"], "chapter '7' is unknown; choose from 01_sample"),
         (["--in-place", "-p", "steps", "4"], "committed chapters hold their default parameters"),
     ],

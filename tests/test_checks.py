@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("transformers")
 
 from saecore import checks, cli, paths, sweep
-from saecore.judges.endpoint import MODEL
+from saecore.judges.endpoint import MODEL, URL
 from saecore.report import ledger
 from saecore.spec import SpecError
 from saecore.studies import interpretability, probed, probing
@@ -98,7 +98,29 @@ def test_a_gpu_that_is_not_there_is_refused(groups, tmp_path, capsys, monkeypatc
 def test_the_command_line_says_what_is_not_trained(groups, tmp_path, capsys):
     assert cli.main(["measure", "sparse_probing", str(tmp_path / "tiny.yml")]) == cli.FAILED
     said = capsys.readouterr().err
-    assert "2 of 2 runs are not recorded" in said and "`saecore run`" in said and groups[0][0].key() in said
+    assert "2 of 2 runs are not recorded" in said and "`saecore run SWEEP --saes` trains it" in said
+    assert groups[0][0].key() in said
+
+
+def test_a_stream_harvests_nothing(groups, tmp_path, monkeypatch):
+    """As the run did that made the SAEs, where the disk is too small for a store."""
+    check = Counted()
+    monkeypatch.setitem(checks.CHECKS, "counted", check)
+    file = str(tmp_path / "tiny.yml")
+    assert cli.main(["run", file, "--stream"]) == cli.main(["measure", "counted", file, "--stream"]) == 0
+    assert check.asked == 2 and not (tmp_path / "cache" / "activations").exists()
+
+
+def test_a_judge_that_is_not_set_is_missed_before_the_source_is_opened(groups, monkeypatch):
+    sweep.run_all("tiny", groups)
+    unlabelled = [replace(run, source=replace(run.source, dataset="some.txt")) for run in groups[0]]
+    for run in unlabelled:
+        sweep.sae_path(run).write_bytes(sweep.sae_path(groups[0][0]).read_bytes())
+    monkeypatch.setattr(checks, "open_source", lambda *_: pytest.fail("a source was opened"))
+    for name in (MODEL, URL):
+        monkeypatch.delenv(name, raising=False)
+    reasons = checks.run_all(interpretability.EXPERIMENT, [unlabelled])
+    assert len(reasons) == 2 and all("no judge is set" in reason for reason in reasons.values())
 
 
 def test_the_plan_says_what_would_be_measured(groups, tmp_path, capsys, monkeypatch):
@@ -236,7 +258,8 @@ def test_rows_of_two_judges_never_mix(groups, tmp_path, monkeypatch):
     unlabelled = [replace(run, source=replace(run.source, dataset="some.txt")) for run in groups[0]]
     for run in unlabelled:
         sweep.sae_path(run).write_bytes(sweep.sae_path(groups[0][0]).read_bytes())
-    monkeypatch.setattr(checks, "open_source", lambda spec, device: SimpleNamespace(spec=spec))
+    monkeypatch.setattr(checks, "open_source", lambda spec, *_: SimpleNamespace(spec=spec))
+    monkeypatch.setenv(URL, "http://127.0.0.1:9/v1")
     keys = {run.key() for run in unlabelled}
     for judge, wanted in (("gpt-4o-mini", "gpt_4o_mini"), ("Qwen/Qwen2.5-7B", "qwen_qwen2_5_7b")):
         check = Counted()

@@ -1,3 +1,4 @@
+import errno
 import os
 import stat
 from pathlib import Path
@@ -117,6 +118,36 @@ def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path, monkeyp
     with paths.whole(path) as aside:
         aside.write_bytes(b"12345")
     assert done == ["file of 5", "rename", "folder"]
+
+
+def test_two_writers_of_one_file_do_not_meet_though_their_numbers_are_equal(tmp_path, monkeypatch):
+    """As in two containers that share a cache."""
+    monkeypatch.setattr(paths.os, "getpid", lambda: 7)
+    path = tmp_path / "a.txt"
+    with paths.whole(path) as one:
+        with paths.whole(path) as other:
+            one.write_text("one")
+            other.write_text("other")
+        assert path.read_text() == "other"
+    assert path.read_text() == "one" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(paths.fcntl is None, reason="needs fcntl")
+def test_a_folder_has_one_writer_at_a_time(tmp_path, monkeypatch):
+    handle = os.open(tmp_path, os.O_RDONLY)
+    with paths.alone(tmp_path), pytest.raises(BlockingIOError):
+        paths.fcntl.flock(handle, paths.fcntl.LOCK_EX | paths.fcntl.LOCK_NB)
+    paths.fcntl.flock(handle, paths.fcntl.LOCK_EX | paths.fcntl.LOCK_NB)
+    os.close(handle)
+    assert not list(tmp_path.iterdir())
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(paths.fcntl, "flock", refuse)
+    with pytest.raises(paths.PathError, match=r"cannot lock .*No locks available.; set SAECORE_RESULTS to a folder"):
+        with paths.alone(tmp_path, paths.RESULTS):
+            pass
 
 
 def test_leftovers_are_those_of_one_file_alone(tmp_path):

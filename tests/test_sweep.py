@@ -1,5 +1,7 @@
 """Sweeps: what a file says is what runs, once, and an interrupted one goes on."""
 
+import errno
+import re
 import signal
 from pathlib import Path
 
@@ -68,6 +70,46 @@ def test_a_wrong_file_is_refused_with_the_way_out(tmp_path: Path, old: str, new:
         sweep.load(written(tmp_path, SMALL.replace(old, new)))
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("experiment: tiny\nblocks:", "blocks a list of such"),
+        ("experiment: tiny\nblocks: []", "blocks a list of such"),
+        ("experiment: tiny\nblocks: [topk]", "blocks a list of such"),
+        ("experiment: tiny\nblocks: {architecture: topk}", "blocks a list of such"),
+        ("experiment: tiny\ndefaults: [topk]\nblocks: [{seed: 0}]", "defaults must be fields with values"),
+        ("experiment: My-Sweep\nblocks: [{architecture: topk}]", "experiment='My-Sweep' must be lower-case letters"),
+        ("experiment: tiny\nblocks: [{seed: 0}]", "a run lacks sae.architecture"),
+        ("experiment: tiny\nblocks: [{source.model: atlas, source.layer: 1}]", "lacks source.dataset, source.d_model"),
+        (
+            "experiment: tiny\nblocks: [{architecture: matryoshka, sae.fractions: [1.0]}]",
+            r"written \[\[0.5, 0.5\]\]",
+        ),
+        ("experiment: tiny\nblocks: [{5: topk}]", "field 5 is unknown; write part.field"),
+        ("experiment: tiny\n5: 6\nblocks: [{seed: 0}]\nblock: 1", r"unknown entry \['5', 'block'\]"),
+        (
+            "experiment: tiny\nblocks: [{architecture: topk, training.learning_rate: 3e-3}]",
+            "learning_rate='3e-3' is a str; write it as float; YAML takes 3e-3 for text and 3.0e-3 for a number",
+        ),
+        ("experiment: caf\xe9", "tiny.yml is not YAML in UTF-8"),
+    ],
+)
+def test_a_plausible_mistake_is_refused_with_the_way_out(places: Path, capsys, text: str, said: str) -> None:
+    path = places / "tiny.yml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(SpecError, match=said):
+        sweep.load(path)
+    assert cli.main(["run", str(path), "--plan"]) == cli.REFUSED
+    assert "saecore: " in capsys.readouterr().err
+
+
+def test_what_may_be_left_empty_or_be_a_number_is_taken(tmp_path: Path) -> None:
+    text = "experiment: 5\ndefaults:\nblocks: [{architecture: matryoshka, sae.fractions: [[0.5, 0.5], [0.25, 0.75]]}]"
+    experiment, groups = sweep.load(written(tmp_path, text))
+    assert experiment == "5"
+    assert [run.sae.fractions for group in groups for run in group] == [(0.5, 0.5), (0.25, 0.75)]
+
+
 def test_parts_share_the_groups_out(tmp_path: Path) -> None:
     groups = sweep.load(written(tmp_path, SMALL))[1]
     assert sweep.part(groups, "1/2") == [groups[0], groups[2]]
@@ -101,6 +143,28 @@ def test_every_run_is_recorded_and_none_twice(places: Path) -> None:
     before = ledger.path("tiny").read_bytes()
     sweep.run_all(experiment, groups)
     assert ledger.path("tiny").read_bytes() == before
+
+
+def test_saes_that_are_not_in_the_cache_are_trained_again_and_no_row_changes(places: Path, capsys) -> None:
+    """Rows of another device would stand beside the new ones; they stay alone."""
+    path = written(places, SMALL)
+    groups = sweep.load(path)[1][:1]
+    sweep.run_all("tiny", groups)
+    first, second = (sweep.sae_path(run) for run in groups[0])
+    whole = first.read_bytes()
+    recorded = ledger.path("tiny")
+    recorded.write_text(recorded.read_text().replace(ledger.device(), "a shipped machine"))
+    before, stood = recorded.read_bytes(), second.stat().st_mtime_ns
+    first.unlink()
+    states = []
+    for options in ([], ["--saes"]):
+        assert cli.main(["run", str(path), "--part", "1/3", "--plan", *options]) == 0
+        states.append([line.split()[1] for line in capsys.readouterr().out.splitlines()])
+    assert states == [["recorded", "recorded"], ["to", "recorded"]]
+    assert cli.main(["run", str(path), "--part", "1/3"]) == 0 and not first.exists()
+    assert cli.main(["run", str(path), "--part", "1/3", "--saes"]) == 0
+    assert first.read_bytes() == whole and second.stat().st_mtime_ns == stood
+    assert recorded.read_bytes() == before and not list((places / "cache" / "training").glob("*"))
 
 
 def test_an_interrupted_sweep_ends_where_an_uninterrupted_one_does(
@@ -207,6 +271,37 @@ def test_a_run_that_diverges_is_named_with_its_reason_and_the_others_are_recorde
     assert ledger.finished("tiny") == {sound}
     last = capsys.readouterr().err.split("saecore: ")[-1]
     assert "1 of 2 runs are not recorded" in last and f"  {wild}: loss=" in last and "learning rate is too high" in last
+
+
+@pytest.mark.parametrize(
+    ("writer", "code", "said"),
+    [
+        ("saecore.saes.checkpoint.save_file", cli.FAILED, f"No space left on device; .* {paths.CACHE}"),
+        ("saecore.report.ledger._write", cli.REFUSED, rf"cannot write .*tiny.csv \(No space left.* {paths.RESULTS}"),
+    ],
+)
+def test_a_full_disk_ends_in_a_message(places: Path, monkeypatch, capsys, writer: str, code: int, said: str) -> None:
+    def full(*_) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writer, full)
+    assert cli.main(["run", str(written(places, SMALL)), "--part", "3/3"]) == code
+    assert re.search(said, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("threads", ["-1", "0"])
+@pytest.mark.parametrize("command", ["run tiny", "measure sparse_probing tiny", "atlas train"])
+def test_threads_are_at_least_one(command: str, threads: str, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*command.split(), "--threads", threads])
+    assert ended.value.code == cli.REFUSED and f"{threads} must be at least 1" in capsys.readouterr().err
+
+
+def test_a_damaged_ledger_is_named_by_the_plan(places: Path, capsys) -> None:
+    ledger.path("tiny").parent.mkdir()
+    ledger.path("tiny").write_text("key,value\n")
+    assert cli.main(["run", str(written(places, SMALL)), "--plan"]) == cli.REFUSED
+    assert "tiny.csv does not have the ledger's columns" in capsys.readouterr().err
 
 
 def test_a_cache_that_cannot_be_written_is_named(places: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

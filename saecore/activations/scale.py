@@ -29,12 +29,12 @@ class InputScale:
     rows: int  # from how many rows both were estimated
 
     def apply(self, rows: Float[Tensor, "n d_model"]) -> Float[Tensor, "kept d_model"]:
-        """The rows that are not massive, scaled, in half precision. Raises SpecError where they are not finite."""
-        kept = rows[~(rows.norm(dim=1) > self.norm_limit)]  # so that NaN is kept, and seen below
-        scaled = (kept * self.scale).half()
+        """The rows that are not massive, scaled, in half precision. Raises SpecError where rows are not finite."""
+        _check_finite(rows)
+        scaled = (rows[rows.norm(dim=1) <= self.norm_limit] * self.scale).half()
         require(
             bool(scaled.isfinite().all()),
-            f"activations hold NaN or exceed half precision ({torch.finfo(torch.float16).max:.0f}) after scaling by "
+            f"activations exceed half precision ({torch.finfo(torch.float16).max:.0f}) after scaling by "
             f"{self.scale:.3g}; run the model in another precision, or take another layer",
         )
         return scaled
@@ -45,16 +45,26 @@ def estimate(rows: Float[Tensor, "n d_model"]) -> InputScale:
 
     Massive rows are left out of it. Raises SpecError where rows are not finite or do not vary.
     """
+    _check_finite(rows)
     norms = rows.norm(dim=1)
     limit = MASSIVE * float(norms.median())
     kept = rows[norms <= limit].double()
     spread = float((kept - kept.mean(0)).square().sum(1).mean()) if len(kept) else math.nan
     require(
         math.isfinite(spread) and spread > 0,
-        f"the first {len(rows)} activations have E|x - mean|^2 = {spread}: they do not vary or are not finite; "
-        "check the model's weights and the layer",
+        f"the first {len(rows)} activations have E|x - mean|^2 = {spread}: they do not vary; check the model's weights "
+        "and the layer",
     )
     return InputScale(math.sqrt(rows.shape[1] / spread), limit, len(rows))
+
+
+def _check_finite(rows: Float[Tensor, "n d_model"]) -> None:
+    wrong = int((~rows.isfinite().all(1)).sum())
+    require(
+        not wrong,
+        f"{wrong} of {len(rows)} rows of activations hold NaN or infinity; check the model's weights, run the model in "
+        "another precision, or take another layer",
+    )
 
 
 def mean(batches: Iterable[Float[Tensor, "_ d_model"]]) -> Float[Tensor, "d_model"]:

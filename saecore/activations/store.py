@@ -17,6 +17,8 @@ from saecore.spec import ActivationSpec
 
 BLOCK = 64
 """Rows that are read together. They lie together in a shard, whose rows were shuffled when it was written."""
+OPEN_FILES = 64
+"""Shards of a part that stay open; a store may have more than the system lets a process open."""
 
 
 class ActivationStore(ActivationSource):
@@ -71,7 +73,8 @@ class _Rows:
 
     def __init__(self, where: Path, part: Part, d_model: int) -> None:
         self._width = 2 * d_model
-        self._files = [(where / shard.name).open("rb", buffering=0) for shard in part.shards]
+        self._paths = [where / shard.name for shard in part.shards]
+        self._open = lru_cache(OPEN_FILES)(lambda shard: self._paths[shard].open("rb", buffering=0))
         self._headers = [shard.bytes - shard.rows * self._width for shard in part.shards]
         self._ends = np.cumsum([shard.rows for shard in part.shards])
         self._lock = threading.Lock()
@@ -83,12 +86,13 @@ class _Rows:
             shard = int(np.searchsorted(self._ends, first + filled, side="right"))
             begin = int(self._ends[shard - 1]) if shard else 0
             count = min(int(self._ends[shard]) - first - filled, len(out) - filled)
-            view, file = out[filled : filled + count].data.cast("B"), self._files[shard]
+            view = out[filled : filled + count].data.cast("B")
             with self._lock:
+                file = self._open(shard)
                 file.seek(self._headers[shard] + (first + filled - begin) * self._width)
                 got = file.readinto(view)
             if got != len(view):
-                raise StoreError(f"{file.name} was cut short while it was read; harvest it again")
+                raise StoreError(f"{self._paths[shard]} was cut short while it was read; harvest it again")
             filled += count
 
 

@@ -99,7 +99,7 @@ def located(value: Any) -> Any:
 
 
 def checked(known: Mapping[str, Any], given: Mapping[str, Any], chapter: str) -> dict[str, Any]:
-    """`given`, refused where a name is unknown or a type is not the default's (an int passes for a float).
+    """`given`, refused where a name or the profile is unknown, or a type not the default's (an int passes for a float).
 
     Raises ParameterError.
     """
@@ -116,6 +116,8 @@ def checked(known: Mapping[str, Any], given: Mapping[str, Any], chapter: str) ->
                 f"{chapter}: {name} = {value!r} is a {type(value).__name__}; "
                 f"give a {type(default).__name__}, as in {name} = {default!r}"
             )
+        if name == "profile" and value not in PROFILES:
+            raise ParameterError(f"{chapter}: profile = {value!r} is unknown; choose one of {', '.join(PROFILES)}")
         accepted[name] = value
     return accepted
 

@@ -104,10 +104,10 @@ class Endpoint:
     _pace: Pace = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if "@" in self.url or "?" in self.url:
+            raise EndpointError(f"{URL} holds a user name or a query, which messages would show; give the key as {KEY}")
         if urlsplit(self.url).scheme not in ("http", "https") or not urlsplit(self.url).hostname:
             raise EndpointError(f"{URL}={self.url!r} is no http address; give one such as https://api.openai.com/v1")
-        if urlsplit(self.url).username or urlsplit(self.url).query:
-            raise EndpointError(f"{URL} holds a user name or a query, which messages would show; give the key as {KEY}")
         if not self.model:
             raise EndpointError(f"{MODEL} is empty; give the model's name at {self.url}")
         self.key = self.key.strip()

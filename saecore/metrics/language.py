@@ -154,5 +154,9 @@ def held_out(model: ResidualModel, source: Source, tokens: int = TOKENS) -> Held
         if found >= tokens:
             break
     mean = (source.start_bias() / source.scale).to(model.device)
-    limit = source.input_scale.norm_limit if isinstance(source, ActivationSource) else math.inf
-    return HeldOutText(model, spec.layer, tuple(batches), mean, limit)
+    return HeldOutText(model, spec.layer, tuple(batches), mean, norm_limit(source))
+
+
+def norm_limit(source: Source) -> float:
+    """The raw norm above which a row is massive, and was left out of training (activations.scale)."""
+    return source.input_scale.norm_limit if isinstance(source, ActivationSource) else math.inf

@@ -300,6 +300,50 @@ def gaps_beside(table: pd.DataFrame, column: str, digits: int = 3) -> pd.DataFra
     return wide.rename_axis(columns=None)
 
 
+def verdicts_beside(tables: Mapping[Any, pd.DataFrame], digits: int = 3) -> pd.DataFrame:
+    """Tables of verdicts side by side, a line per variant: "+0.031 [+0.012, +0.050], n=3, different".
+
+    Each holds constraint, init, verdict and difference: an inference.Effect, or a number with the columns ``low``,
+    ``high`` and ``seeds``. Raises CompareError where a table has a variant twice.
+    """
+    lines = []
+    for name, table in tables.items():
+        for row in table.to_dict("records"):
+            gap = _gap(row)
+            bounds = "" if math.isnan(gap["low"]) else f" [{gap['low']:+.{digits}f}, {gap['high']:+.{digits}f}]"
+            said = f"{gap['difference']:+.{digits}f}{bounds}, n={gap['seeds']}, {row['verdict']}".replace("-", "−")
+            lines.append({"variant": names.variant(row["constraint"], row["init"]), "table": name, "said": said})
+    frame = pd.DataFrame(lines)
+    if (twice := frame.duplicated(["variant", "table"])).any():
+        variant, name = frame.loc[twice, ["variant", "table"]].iloc[0]
+        raise CompareError(f"the table {name!r} has {variant!r} twice; select one architecture, or one kind of control")
+    wide = frame.pivot_table("said", "variant", "table", "first", "–", sort=False)
+    return wide.reindex(columns=list(tables)).rename_axis(columns=None)
+
+
+def told_in(tables: Mapping[Any, pd.DataFrame], variant: tuple[str, str], verdict: str, sign: int = 0) -> str:
+    """Which tables of verdicts_beside give a variant (constraint, init) this verdict: "TopK and ReLU", or "none".
+
+    With ``sign`` 1 the trained SAE is ahead there as well, with -1 behind.
+    """
+    found = [
+        str(name)
+        for name, table in tables.items()
+        for row in table.to_dict("records")
+        if (row["constraint"], row["init"], row["verdict"]) == (*variant, verdict)
+        and sign * _gap(row)["difference"] >= 0
+    ]
+    return ", ".join([*found[:-2], " and ".join(found[-2:])]) if found else "none"
+
+
+def _gap(row: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """difference, low, high and seeds, which an Effect brings in one."""
+    gap = row["difference"]
+    if isinstance(gap, float):
+        return row
+    return {"difference": gap.value, "low": gap.low, "high": gap.high, "seeds": gap.seeds}
+
+
 def _shown(row: dict[str, Any], digits: int, percent: bool) -> dict[str, str]:
     found = Interval(row["mean"], row["low"], row["high"], row["n"])
     if "what" in row:

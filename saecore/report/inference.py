@@ -135,17 +135,6 @@ def difference(a: Side, b: Side, *, paired: bool, rng: Generator) -> Effect:
     return estimate(lambda x, y: x - y, a, b, paired=paired, rng=rng)
 
 
-def share(a: Side, b: Side, floor: Side, ceiling: Side, *, paired: bool, rng: Generator) -> Effect:
-    """(a - b) / (ceiling - floor); the noise of all four goes into the interval.
-
-    Raises InferenceError where the ceiling cannot be told from the floor: a share of nothing means nothing.
-    """
-    span = difference(ceiling, floor, paired=paired, rng=rng)
-    if span.value <= 0 or span.low <= 0:
-        raise InferenceError(f"ceiling minus floor is {span}, not above zero; report the difference, not its share")
-    return estimate(lambda x, y, bottom, top: (x - y) / (top - bottom), a, b, floor, ceiling, paired=paired, rng=rng)
-
-
 def verdict(difference: Effect, margin: Margin, ability: Effect) -> str:
     """The rule at the head of this module. ``ability``: trained minus untrained, on the same metric."""
     if min(difference.seeds, ability.seeds) < 2:

@@ -13,8 +13,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,6 @@ import pandas as pd
 import torch
 
 from saecore import paths, spec
-
-try:
-    import fcntl
-except ImportError:  # Windows: one writer at a time
-    fcntl = None
-
 
 COLUMNS = (
     "experiment",
@@ -111,28 +104,33 @@ def references(
     ]
 
 
-def record(experiment: str, rows: Iterable[Row], nonfinite: Collection[str] = ()) -> Path:
+def record(experiment: str, rows: Iterable[Row]) -> Path:
     """Merge ``rows`` into the experiment's file: rows of equal identity are replaced, all others kept.
 
-    The file is whole at every moment, and two processes that record at once lose nothing. NaN and infinity
-    are refused, except for the metrics named in ``nonfinite``. Raises LedgerError before anything is written, and
-    PathError where the folder cannot be.
+    The file is whole at every moment, and two processes that record at once lose nothing. Raises LedgerError before
+    anything is written, as for NaN and infinity, and PathError where the disk refuses.
     """
     target = path(experiment)
     new: dict[tuple, dict[str, str]] = {}
     for row in rows:
-        checked = _checked(experiment, row, nonfinite)
+        checked = _checked(experiment, row)
         if _identity(checked) in new:
             raise LedgerError(f"two rows have the same {', '.join(IDENTITY)}: {_identity(checked)}; give one of them")
         new[_identity(checked)] = checked
     if not new:
         return target
     paths.writable(target.parent, paths.RESULTS)
-    with _locked(target.parent):
+    with paths.alone(target.parent, paths.RESULTS):
         for left in paths.leftovers(target):  # of a writer that was killed: we hold the lock
             left.unlink()
         kept = {_identity(row): row for row in _lines(target)} if target.exists() else {}
-        _write(target, sorted({**kept, **new}.values(), key=_order))
+        try:
+            _write(target, sorted({**kept, **new}.values(), key=_order))
+        except OSError as error:
+            raise paths.PathError(
+                f"cannot write {target} ({error.strerror or error}); free the disk, or set {paths.RESULTS} to another "
+                "folder: what was recorded stands"
+            ) from error
     return target
 
 
@@ -151,7 +149,10 @@ def read(experiment: str, every_device: bool = False) -> pd.DataFrame:
     rows = list(_lines(source))
     frame = pd.DataFrame(rows, columns=pd.Index(COLUMNS))
     for name, kind in NUMBERS.items():
-        frame[name] = [kind(text or "nan") for text in frame[name]]
+        try:
+            frame[name] = [kind(text or "nan") for text in frame[name]]
+        except ValueError as error:
+            raise LedgerError(f"{source}: {name} holds what is no number ({error}); record it again") from error
     return frame if every_device else one_device(frame)
 
 
@@ -266,7 +267,7 @@ def device(name: str | torch.device = "cpu") -> str:
     return re.sub(r"\s+", " ", re.sub(r"\((R|TM)\)|\bCPU\b|@.*", "", model)).strip()
 
 
-def _checked(experiment: str, row: Row, nonfinite: Collection[str]) -> dict[str, str]:
+def _checked(experiment: str, row: Row) -> dict[str, str]:
     row = {"experiment": experiment, **row}
     missing = [c for c in COLUMNS if c not in row]
     unknown = [c for c in row if c not in COLUMNS]
@@ -274,7 +275,7 @@ def _checked(experiment: str, row: Row, nonfinite: Collection[str]) -> dict[str,
         raise LedgerError(f"a row has no {missing} and has unknown {unknown}; the columns are {', '.join(COLUMNS)}")
     if row["experiment"] != experiment:
         raise LedgerError(f"experiment={row['experiment']!r} in a row of {experiment!r}; record it under its own name")
-    line = {column: _text(column, row[column], row["metric"] in nonfinite) for column in COLUMNS}
+    line = {column: _text(column, row[column]) for column in COLUMNS}
     empty = [c for c in REQUIRED if not line[c]]
     if empty:
         raise LedgerError(f"{empty[0]} is empty in the row of metric={line['metric']!r}; it identifies the row")
@@ -283,7 +284,7 @@ def _checked(experiment: str, row: Row, nonfinite: Collection[str]) -> dict[str,
     return line
 
 
-def _text(column: str, value: Any, nonfinite: bool) -> str:
+def _text(column: str, value: Any) -> str:
     kind = NUMBERS.get(column)
     if kind is None:
         text = str(value)
@@ -296,10 +297,8 @@ def _text(column: str, value: Any, nonfinite: bool) -> str:
         number = float(value)
     except (TypeError, ValueError):
         raise LedgerError(f"{column}={value!r} is not a number") from None
-    if column == "value" and nonfinite and not math.isfinite(number):
-        return str(number)
     if not math.isfinite(number):
-        raise LedgerError(f"{column}={number} is not finite; name its metric in nonfinite= if it may be")
+        raise LedgerError(f"{column}={number} is not finite; leave the row out")
     if kind is int:
         if number != int(number):
             raise LedgerError(f"{column}={value!r} is not a whole number")
@@ -335,25 +334,6 @@ def _write(target: Path, rows: Iterable[Mapping[str, str]]) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows([row[column] for column in COLUMNS] for row in rows)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One writer at a time. The lock is on the folder, so no lock file is left; it ends with the process."""
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError as error:
-            raise LedgerError(
-                f"cannot lock {folder} ({error.strerror}); set {paths.RESULTS} to a folder on a local disk"
-            ) from error
-        yield
-    finally:
-        os.close(handle)
 
 
 def _default(name: str) -> Any:

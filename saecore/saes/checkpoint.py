@@ -54,7 +54,10 @@ def save(path: Path, sae: SAE, run: RunSpec) -> None:
 
 def load(path: Path) -> tuple[SAE, RunSpec]:
     """The SAE and its run. Raises CheckpointError where the file, its spec or a tensor is missing or damaged."""
-    tensors, metadata = read(path)
+    try:
+        tensors, metadata = read(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; `saecore run SWEEP --saes` trains it") from None
     if "run" not in metadata:
         raise CheckpointError(f"{path} carries no run spec; it was not written by saecore.saes.save")
     try:

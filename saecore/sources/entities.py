@@ -14,6 +14,7 @@ from typing import Any
 
 from saecore import paths
 from saecore.sources import atlas
+from saecore.sources.hub import quiet, reason
 
 SPLITS = ("train", "test")
 OPENING = "\"'([{<"
@@ -153,7 +154,9 @@ def _from_hub(repository: str, name: str) -> bytes:
     except ImportError as error:
         raise EntityError(f"{repository!r} is read from the hub ({error}); {paths.install_hint('models')}") from error
     try:
-        return Path(hf_hub_download(repository, name, repo_type="dataset")).read_bytes()
+        with quiet():
+            return Path(hf_hub_download(repository, name, repo_type="dataset")).read_bytes()
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise EntityError(f"the hub does not give it: {reason}; offline, give atlas or RAVEL's own files") from error
+        raise EntityError(
+            f"the hub does not give it: {reason(error)}; offline, give atlas or RAVEL's own files"
+        ) from error

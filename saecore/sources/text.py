@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from saecore import paths
+from saecore.sources.hub import quiet, reason
 
 SPLITS = ("train", "test")
 COLUMN = "text"
+ENCODING = "utf-8-sig"
+"""UTF-8, with the mark at its beginning that some programs write, or without."""
 EVERY = 10
 """One document in so many is held out."""
 HUB_ID = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?")
@@ -50,11 +51,11 @@ def documents(dataset: str, split: str = "train") -> Iterator[str]:
     place, _, column = dataset.partition("#")
     path = Path(place).expanduser()
     if path.is_file():
-        if path.suffix not in READERS:
+        if path.suffix.lower() not in READERS:
             raise TextError(f"{path} is of no known form; give one of {', '.join(READERS)}")
         return _split(_whole(path, column or COLUMN), split, dataset)
     found = HUB_ID.fullmatch(place)
-    if path.suffix in READERS or found is None:
+    if path.suffix.lower() in READERS or found is None:
         raise TextError(
             f"data set {dataset!r} is no file; give atlas, python-docs, a file or a hub id owner/name[:config][#column]"
         )
@@ -74,14 +75,14 @@ def _split(texts: Iterable[str], split: str, dataset: str) -> Iterator[str]:
     if not given:
         raise TextError(
             f"data set {dataset!r} has no {split} document: it holds {count} that are not blank, "
-            f"of which every {EVERY}th is held out for test"
+            f"of which every {EVERY}th is held out for test; give more (in a .txt, blank lines separate documents)"
         )
 
 
 def _whole(path: Path, column: str) -> Iterator[str]:
     """A file's texts; what its reader cannot make sense of becomes one line."""
     try:
-        yield from READERS[path.suffix](path, column)
+        yield from READERS[path.suffix.lower()](path, column)
     except TextError:
         raise
     except (OSError, ValueError, csv.Error, ImportError) as error:
@@ -90,7 +91,7 @@ def _whole(path: Path, column: str) -> Iterator[str]:
 
 def _paragraphs(path: Path, _column: str) -> Iterator[str]:
     lines: list[str] = []
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding=ENCODING) as file:
         for line in file:
             if line.strip():
                 lines.append(line)
@@ -101,7 +102,7 @@ def _paragraphs(path: Path, _column: str) -> Iterator[str]:
 
 
 def _json(path: Path, column: str) -> Iterator[str]:
-    items = json.loads(path.read_text(encoding="utf-8"))
+    items = json.loads(path.read_text(encoding=ENCODING))
     if not isinstance(items, list):
         raise TextError(f"{path} holds a {type(items).__name__}; it must be a list of texts or of objects")
     for item in items:
@@ -109,7 +110,7 @@ def _json(path: Path, column: str) -> Iterator[str]:
 
 
 def _json_lines(path: Path, column: str) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding=ENCODING) as file:
         for line in filter(str.strip, file):
             item = json.loads(line)
             yield item if isinstance(item, str) else _cell(item, column, path)
@@ -117,7 +118,7 @@ def _json_lines(path: Path, column: str) -> Iterator[str]:
 
 def _csv(path: Path, column: str) -> Iterator[str]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default refuses documents above 128 KiB
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding=ENCODING, newline="") as file:
         for row in csv.DictReader(file):
             yield _cell(row, column, path)
 
@@ -161,7 +162,7 @@ def _from_hub(dataset: str, name: str, config: str | None, column: str, split: s
         hint = paths.install_hint("models")
         raise TextError(f"data set {dataset!r} is read through datasets ({error}); {hint}") from error
     try:
-        with _quiet_hub():
+        with quiet():
             own = "test" in datasets.get_dataset_split_names(name, config)
             rows = datasets.load_dataset(name, config, split=split if own else "train", streaming=True)
         texts = (_cell(row, column, name) for row in rows)
@@ -169,20 +170,7 @@ def _from_hub(dataset: str, name: str, config: str | None, column: str, split: s
     except TextError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0].rstrip(".")
         raise TextError(
-            f"data set {dataset!r} cannot be read from the hub ({reason}). Offline, give atlas or a local file; "
+            f"data set {dataset!r} cannot be read from the hub ({reason(error)}). Offline, give atlas or a local file; "
             "for a gated one accept its terms on the hub and set HF_TOKEN"
         ) from error
-
-
-@contextmanager
-def _quiet_hub() -> Iterator[None]:
-    """Without a line on stderr for every retry."""
-    chatter = logging.getLogger("huggingface_hub")
-    level = chatter.level
-    chatter.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        chatter.setLevel(level)

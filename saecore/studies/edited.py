@@ -46,6 +46,13 @@ def by_price(frame: pd.DataFrame, of: Sequence[str]) -> pd.DataFrame:
     return table.loc[sorted(table.index, key=lambda key: (order.index(key[0]), key[1] != "iso"))]
 
 
+def over(frame: pd.DataFrame, of: Sequence[str]) -> pd.DataFrame:
+    """One row for each SAE or reference: the disentanglement's mean over these attributes, under the metric METRIC."""
+    rows = frame.loc[frame["metric"].isin([f"{METRIC}_{a}" for a in of])]
+    same = ["key", "source", "architecture", "constraint", "init", "l0", "seed"]
+    return rows.groupby(same, dropna=False, as_index=False)["value"].mean().assign(metric=METRIC)
+
+
 def implied(data: Entities) -> pd.DataFrame:
     """How much one attribute says of another: the share of the row's values that leave the column one value."""
     values = pd.DataFrame([dict(entity.values) for entity in data.entities])[list(data.attributes)]

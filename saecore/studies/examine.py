@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saecore.activations import models
@@ -16,6 +17,8 @@ from saecore.sources import atlas
 from saecore.sources.base import Source
 from saecore.sources.synthetic import Superposition
 from saecore.spec import ActivationSpec, RunSpec
+
+log = logging.getLogger(__name__)
 
 LABELLED_DOCUMENTS = 400
 """Labelled documents on which concepts are looked for, about 20,000 tokens of atlas."""
@@ -87,20 +90,42 @@ def examiner(source: Source, tokens: int = language.TOKENS, documents: int = LAB
 
 
 @torch.no_grad()
-def labelled(model: models.ResidualModel, source: Source, documents: int) -> Labelled:
-    """The kept rows of atlas' first held-out documents that fit one row of tokens, with what holds for each."""
+def labelled(model: models.ResidualModel, source: Source, documents: int) -> Labelled | None:
+    """The rows of atlas' first held-out documents that fit one row of tokens, with what holds for each.
+
+    None, with a warning, where these are too few for any concept.
+    """
     rows, owner, labels = [], [], {concept: [] for concept in atlas.CONCEPTS}
     for index in range(documents):
         document = atlas.document("test", index)
         tokens = model.tokenize([document.text], source.spec.context)
         if len(tokens.ids) > 1:
             continue
-        keep = tokens.keep[0].tolist()
-        rows.append(model.residual(tokens, source.spec.layer)[tokens.keep] * source.scale)
+        stream, counts = read(model, source, tokens)
+        rows.append(stream[counts])
+        keep = counts[0].tolist()
         owner += [index] * sum(keep)
         for concept, told in atlas.token_labels(document, offsets(model, document.text, tokens)).items():
             labels[concept] += [label for label, kept in zip(told, keep, strict=True) if kept]
-    return Labelled(torch.cat(rows), concepts.Concepts.of(labels, owner))
+    try:
+        found = concepts.Concepts.of(labels, owner)
+    except ValueError as error:
+        log.warning("%s at context=%d: no concept is looked for: %s", source.spec.name, source.spec.context, error)
+        return None
+    return Labelled(torch.cat(rows), found)
+
+
+def read(
+    model: models.ResidualModel, source: Source, tokens: models.TokenBatch
+) -> tuple[Float[Tensor, "batch seq d_model"], Bool[Tensor, "batch seq"]]:
+    """The residual stream of a source, scaled as its SAEs see it, and which positions count: all kept but massive rows.
+
+    Rows that are not finite count, for the SAE to refuse.
+    """
+    stream = model.residual(tokens, source.spec.layer)
+    norms = stream.norm(dim=-1)
+    massive = (norms > language.norm_limit(source)) & norms.isfinite()
+    return stream * source.scale, tokens.keep & ~massive
 
 
 def offsets(model: models.ResidualModel, text: str, tokens: models.TokenBatch) -> list[tuple[int, int]]:

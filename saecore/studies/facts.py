@@ -273,7 +273,8 @@ class Pool:
     def pairs(self, attribute: str, split: str, n: int, rng: np.random.Generator) -> Pairs:
         """Up to ``n`` pairs for Cause, and as many for Isolation from all other attributes together.
 
-        Training pairs go on from the pool's own sequences, test pairs from some with the wanted answer.
+        Training pairs go on from the pool's own sequences, test pairs from some with the wanted answer. Raises
+        EditingError where no pair is left for Cause.
         """
         drawn = [self._differing([attribute], split, n, rng)]
         drawn.append(self._differing([a for a in self.attributes if a != attribute], split, n, rng))
@@ -286,6 +287,11 @@ class Pool:
         base, source = torch.from_numpy(numbers).to(laid.place.device)
         cause = torch.tensor(causes, device=base.device)
         kept = (~cause | (laid.first != self.sequences.first[base])).nonzero()[:, 0]
+        if not cause[kept].any():
+            raise EditingError(
+                f"in all {n} pairs drawn for {attribute!r} in the {split} split, the two values begin with the same "
+                f"token of {self.speaker.model.name!r}, so that no edit can be told; leave the attribute out"
+            )
         if split == "test":
             sequences, row = laid.of(kept), torch.arange(len(kept), device=base.device)
         else:

@@ -125,13 +125,13 @@ def principal_shares(
     """Mean share of the directions' squared norm within the data's first 1, 2, ... d_model principal components."""
     _, vectors = torch.linalg.eigh(covariance.double())
     inside = (directions.detach().double() @ vectors.flip(1)).square().sum(0)
-    return (inside.cumsum(0) / inside.sum()).numpy()
+    return (inside.cumsum(0) / inside.sum()).cpu().numpy()
 
 
 def variance_shares(covariance: Float[Tensor, "d_model d_model"]) -> Float[np.ndarray, "d_model"]:
     """Share of the data's variance within its first 1, 2, ... d_model principal components."""
     values = torch.linalg.eigvalsh(covariance.double()).flip(0).clamp_min(0)
-    return (values.cumsum(0) / values.sum()).numpy()
+    return (values.cumsum(0) / values.sum()).cpu().numpy()
 
 
 def effective_dimensions(covariance: Float[Tensor, "d_model d_model"]) -> float:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy import sparse
 from torch import Tensor
 
@@ -25,14 +25,14 @@ from saecore.activations import models
 from saecore.judges import Endpoint, Judge, LanguageJudge, Oracle, Plan
 from saecore.judges.base import ask
 from saecore.judges.endpoint import MODEL
-from saecore.metrics.autointerp import LATENTS, LEAST, SPREADS, WIDTH, Chosen, Judged, Text, choose, trial
+from saecore.metrics.autointerp import LATENTS, SPREADS, WIDTH, Chosen, Judged, Text, choose
 from saecore.metrics.evaluate import BATCH
 from saecore.saes.base import SAE
 from saecore.sources import atlas
 from saecore.sources.base import Source
 from saecore.sources.text import documents
 from saecore.spec import ActivationSpec, SourceSpec, one_of, require
-from saecore.studies.examine import offsets
+from saecore.studies.examine import offsets, read
 
 log = logging.getLogger(__name__)
 
@@ -104,13 +104,15 @@ class Reading:
 class Reader:
     """Held-out text with the model's scaled rows for it, and a judge: made once for a source, used for every SAE.
 
-    ``labels`` are there for atlas. The latents of an SAE are drawn with ``seed``; ``spread`` says how their test
-    sequences vary in strength (:mod:`saecore.metrics.autointerp`).
+    Massive rows, which were left out of training, do not count: no latent fires there. ``labels`` are there for atlas.
+    The latents of an SAE are drawn with ``seed``; ``spread`` says how their test sequences vary in strength
+    (:mod:`saecore.metrics.autointerp`).
     """
 
     source: Source
     text: Text
     x: Float[Tensor, "positions d_model"] = field(repr=False)
+    counts: Bool[np.ndarray, "positions"] = field(repr=False)
     judge: Judge
     labels: Labels | None = field(default=None, repr=False)
     n_latents: int = LATENTS
@@ -127,21 +129,6 @@ class Reader:
 
     def read(self, sae: SAE) -> Reading:
         return self._read(self.codes(sae))
-
-    def contexts(self, sae: SAE, latents: Sequence[int]) -> list[Judged]:
-        """These latents with their sequences, as a page shows them: the same trials as :meth:`read` has.
-
-        Raises ValueError for a latent with too few sequences to be tested.
-        """
-        codes = self.codes(sae)
-        trials = [trial(self.text, codes, latent, self.seed, self.spread) for latent in latents]
-        missing = [latent for latent, found in zip(latents, trials, strict=True) if found is None]
-        if missing:
-            raise ValueError(
-                f"latents {missing} have fewer than {LEAST} active or silent sequences in {len(self.text.ids):,} "
-                "tokens; choose others (Reader.latents lists them) or read more text"
-            )
-        return ask(self.judge, [found for found in trials if found])
 
     def plan(self, sae: SAE, price_in: float = 0.0, price_out: float = 0.0) -> Plan:
         """What the judge would be asked for this SAE, without asking. Prices are per million tokens."""
@@ -164,7 +151,7 @@ class Reader:
         parts = [sae.encode_sparse(part) for part in self.x.split(BATCH)]
         shapes = ((len(c.indptr) - 1, sae.spec.n_latents) for c in parts)
         rows = [sparse.csr_array((c.values, c.indices, c.indptr), shape=s) for c, s in zip(parts, shapes, strict=True)]
-        return _columns(sparse.csr_array(sparse.vstack(rows)))
+        return _columns(sparse.csr_array(sparse.vstack(rows)).multiply(self.counts[:, None]))
 
     def _read(self, codes: sparse.csc_array) -> Reading:
         chosen = choose(self.text, codes, self.seed, self.n_latents, self.spread)
@@ -225,8 +212,8 @@ def prepare(
     owner = np.repeat(np.arange(len(rows)), [len(row.ids) for row in rows])
     labels = {c: [label for row in rows for label in row.labels[c]] for c in atlas.CONCEPTS} if labelled else None
     text = Text(ids, owner, pieces(model.tokenizer, ids))
-    x = torch.cat([row.x for row in rows])
-    return Reader(source, text, x, judge or Oracle(text, labels or {}), labels, latents, seed, spread)
+    x, counts = torch.cat([row.x for row in rows]), np.concatenate([row.counts for row in rows])
+    return Reader(source, text, x, counts, judge or Oracle(text, labels or {}), labels, latents, seed, spread)
 
 
 @dataclass(frozen=True)
@@ -256,8 +243,13 @@ def prepare_both(source: Source) -> Readings:
 
     Raises as :func:`prepare`, and EndpointError where no endpoint is set.
     """
-    reader = prepare(source, LanguageJudge(Endpoint.from_environment()) if _needs_endpoint(source.spec) else None)
+    reader = prepare(source, judge_of(source.spec))
     return Readings(tuple(replace(reader, spread=spread) for spread in SPREADS))
+
+
+def judge_of(spec: SourceSpec | ActivationSpec) -> Judge | None:
+    """The endpoint in the environment, None where the oracle has labels. Raises EndpointError where none is set."""
+    return LanguageJudge(Endpoint.from_environment()) if _needs_endpoint(spec) else None
 
 
 def recorded_as(spec: SourceSpec | ActivationSpec) -> str:
@@ -278,10 +270,11 @@ def _needs_endpoint(spec: SourceSpec | ActivationSpec) -> bool:
 
 @dataclass(frozen=True)
 class _Row:
-    """The kept tokens of a row, scaled, with their labels where there are some."""
+    """The kept tokens of a row, scaled, whether each counts, with their labels where there are some."""
 
     ids: Int[np.ndarray, "n"]
     x: Float[Tensor, "n d_model"]
+    counts: Bool[np.ndarray, "n"]
     labels: dict[str, list[str | None]]
 
 
@@ -289,10 +282,11 @@ def _rows(model: models.ResidualModel, source: Source, most: int) -> Iterator[_R
     """Of the first ``most`` held-out documents, in their order."""
     spec = source.spec
     for labelled, tokens in _batches(model, spec, most):
-        stream = model.residual(tokens, spec.layer) * source.scale
+        stream, counts = read(model, source, tokens)
         for place, keep in enumerate(tokens.keep):
             labels = _labels(model, labelled[place], tokens, place) if labelled else {}
-            yield _Row(tokens.ids[place, keep].cpu().numpy(), stream[place, keep], labels)
+            ids, usual = (t[place, keep].cpu().numpy() for t in (tokens.ids, counts))
+            yield _Row(ids, stream[place, keep], usual, labels)
 
 
 def _batches(

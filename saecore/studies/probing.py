@@ -41,6 +41,7 @@ from saecore.sources.probing import (
     hub_sets,
 )
 from saecore.spec import ActivationSpec, one_of, require
+from saecore.studies.examine import read
 
 EXPERIMENT = "sparse_probing"
 ON_TEXTS = "sparse_probing_texts"
@@ -168,9 +169,9 @@ def prepare(
     """Read the texts of ``sets`` (default on atlas: its own six) with the source's model, up to its layer and context.
 
     Only a text's first ``context`` tokens are read (default: the source's), and of these only those that count: no
-    special tokens, no padding, nothing at position 0. Rows are kept in half precision, 2 ``d_model`` bytes a token, so
-    large sets are better taken one by one. ``name`` is what metrics start with. Raises SpecError for a source without a
-    model, no sets or no k, ModelError where the model cannot be read or has no such context.
+    special tokens, no padding, nothing at position 0, no massive row. Rows are kept in half precision, 2 ``d_model``
+    bytes a token, so large sets are better taken one by one. ``name`` is what metrics start with. Raises SpecError for
+    a source without a model, no sets or no k, ModelError where the model cannot be read or has no such context.
     """
     spec = source.spec
     require(
@@ -307,15 +308,16 @@ def _read(
     model: models.ResidualModel, source: Source, texts: Sequence[str], context: int
 ) -> tuple[tuple[Rows, ...], Int[np.ndarray, "texts"]]:
     """The texts in order, in parts of about ``BATCH`` rows, and a number for what each of them holds."""
-    spec, at_once = source.spec, max(1, call_positions(model.device) // context)
+    at_once = max(1, min(call_positions(model.device), BATCH) // context)
     parts, held, lengths = [], [], []
     seen: dict[tuple[int, ...], int] = {}
     content = []
     for first in range(0, len(texts), at_once):
         tokens = _first_rows(model, texts[first : first + at_once], context)
-        held.append((model.residual(tokens, spec.layer)[tokens.keep] * source.scale).half().cpu())
-        lengths += tokens.keep.sum(1).tolist()
-        own = (tuple(ids[keep].tolist()) for ids, keep in zip(tokens.ids, tokens.keep, strict=True))
+        stream, counts = read(model, source, tokens)
+        held.append(stream[counts].half().cpu())
+        lengths += counts.sum(1).tolist()
+        own = (tuple(ids[counted].tolist()) for ids, counted in zip(tokens.ids, counts, strict=True))
         content += [seen.setdefault(kept, len(seen)) for kept in own]
         if sum(map(len, held)) >= BATCH or first + at_once >= len(texts):
             parts.append(Rows(torch.cat(held), np.cumsum([0, *lengths])))
@@ -323,7 +325,7 @@ def _read(
     empty = sum(int((np.diff(rows.ends) == 0).sum()) for rows in parts)
     if empty:
         log.warning("%d of %d texts have no token that counts; no latent is active in them", empty, len(texts))
-    log.info("%s: %d texts, %d tokens", spec.name, len(texts), sum(len(rows.x) for rows in parts))
+    log.info("%s: %d texts, %d tokens", source.spec.name, len(texts), sum(len(rows.x) for rows in parts))
     return tuple(parts), np.array(content)
 
 

@@ -93,11 +93,11 @@ def _pursued(
     x: Float[Tensor, "batch d_model"], directions: Float[Tensor, "n_features d_model"], k: int
 ) -> Bool[Tensor, "batch n_features"]:
     wide = directions.double()
-    gram, dots = (wide @ wide.T).numpy(), (wide @ x.double().T).numpy()
+    gram, dots = (wide @ wide.T).cpu().numpy(), (wide @ x.double().T).cpu().numpy()
     with warnings.catch_warnings():  # it warns where fewer than k features explain a row fully, and stops there
         warnings.simplefilter("ignore", RuntimeWarning)
         codes: Any = orthogonal_mp_gram(gram, dots, n_nonzero_coefs=k)
-    return torch.from_numpy(codes.T != 0)
+    return torch.from_numpy(codes.T != 0).to(x.device)
 
 
 def _scores(told: Bool[Tensor, "batch n_features"], fired: Bool[Tensor, "batch n_features"]) -> dict[str, float]:

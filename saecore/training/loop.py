@@ -28,9 +28,10 @@ from saecore.training.ranks import ALONE, Alone
 if TYPE_CHECKING:
     from saecore.training.device import Device
 
-DENSE_SHARE = 0.12
-"""Above this share of active codes the step is the dense definition's. Cautious: at 256 x 2048 on two threads the
-kernels were still faster with half of the codes active (``benchmarks/crossover.py``). Recorded runs have used it."""
+DENSE_SHARE = 0.16
+"""Above this share of active codes the step is the dense definition's: the least share at which that was faster, among
+the shapes in ``benchmarks/results`` (``benchmarks/crossover.py``). Runs recorded so far took 0.12, and their L0 was
+below both wherever it is recorded."""
 PROPORTIONAL, INTEGRAL = 1.0, 0.003
 """Gains of the controller that moves ReLU's and JumpReLU's penalty until L0 meets its target."""
 DENSE_START = 4

@@ -69,6 +69,33 @@ def test_another_family_is_named_beside_those_we_know(copied):
         load(str(copied))
 
 
+CODE = 'open(__file__ + ".ran", "w").close()\nfrom transformers import PreTrainedConfig as Own\n'
+
+
+@pytest.mark.parametrize(
+    ("file", "kind", "change"),
+    [
+        ("config.json", "AutoConfig", {"model_type": "own"}),
+        ("tokenizer_config.json", "AutoTokenizer", {"tokenizer_class": "OwnTokenizer"}),
+        ("preprocessor_config.json", "AutoImageProcessor", {"image_processor_type": "OwnProcessor"}),
+    ],
+)
+def test_no_code_of_a_models_runs_whatever_is_answered(file, kind, change, copied, clip_folder, tmp_path, monkeypatch):
+    """A folder whose part needs code of its own, and a user who says yes to all that transformers asks."""
+    if kind == "AutoImageProcessor":
+        copied = shutil.copytree(clip_folder, tmp_path / "clip")
+    config = json.loads((copied / file).read_text())
+    reference = ["own.Own", "own.Own"] if kind == "AutoTokenizer" else "own.Own"
+    (copied / file).write_text(json.dumps({**config, **change, "auto_map": {kind: reference}}))
+    (copied / "own.py").write_text(CODE)
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *text: asked.append(text) or "y")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    with pytest.raises(ModelError, match="contains custom code"):
+        load(str(copied))
+    assert not asked and not (tmp_path / "modules").exists()
+
+
 def test_a_missing_weight_is_named_and_never_left_random(copied):
     weights = load_file(copied / "model.safetensors")
     weights.pop("model.layers.1.mlp.up_proj.weight")

@@ -16,12 +16,13 @@ import torch
 from safetensors.torch import load_file
 
 from saecore import cli, paths
-from saecore.activations import ActivationStore, StoreError, harvest, models, open_source, plan
+from saecore.activations import ActivationStore, ActivationStream, StoreError, harvest, models, open_source, plan
 from saecore.activations.manifest import folder
 from saecore.activations.rows import START, RowReader, by_length
 from saecore.activations.scale import InputScale
 from saecore.sources import text
 from saecore.sources.base import EVALUATION
+from saecore.sources.text import TextError
 from saecore.spec import ActivationSpec, SpecError
 
 pytest.importorskip("transformers")
@@ -144,6 +145,22 @@ def test_batches_of_any_size_are_cut_from_one_stream(n, store):
     whole = store.batch(21_003, 0).x
     parts = torch.cat([store.batch(n, step).x for step in range(21_003 // n if n > 1 else 300)])
     assert torch.equal(parts, whole[: len(parts)])
+
+
+def test_a_store_may_have_more_shards_than_a_process_may_open(spec, model, empty):
+    resource = pytest.importorskip("resource")
+    small = ActivationSpec(**{**spec.as_dict(), "rows": 600})
+    harvest(small, model=model, shard_rows=4)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(os.devnull) as file:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (file.fileno() + 100, hard))
+    try:
+        many = ActivationStore(small)
+        rows = torch.cat([many.batch(100, step).x for step in range(6)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(many.manifest.train.shards) == 150
+    assert same_rows(rows, stored(many, "train"))
 
 
 def test_a_batch_mixes_shards(store):
@@ -324,6 +341,26 @@ def test_fewer_held_out_rows_are_taken_as_they_are(spec, model, empty, tmp_path)
     store = open_source(few)
     assert isinstance(store, ActivationStore) and store.held_out_rows == 3
     assert len(store.batch(10, 0, EVALUATION).x) == 10
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        ("the cat\n" * 50, TextError, "has no test document: it holds 1 .*blank lines separate documents"),
+        ("the cat\n\n" * 9 + "</s>", SpecError, "has no held-out text; give more"),
+    ],
+    ids=["one document", "no token to keep"],
+)
+def test_a_text_that_holds_nothing_out_is_refused_at_once(content, error, message, spec, model, empty, monkeypatch):
+    """Before the model runs. A document of special tokens alone has nothing to keep."""
+    path = empty.with_name("few.txt")
+    path.write_text(content)
+    few = ActivationSpec(spec.model, 1, str(path), d_model=32, rows=16, context=24)
+    monkeypatch.setattr(model, "residual", None)
+    for opened in (plan, harvest, ActivationStream):
+        with pytest.raises(error, match=message):
+            opened(few, model=model)
+    assert not list(folder(few).iterdir())
 
 
 @pytest.mark.parametrize(("field", "value", "message"), [("layer", 3, "choose 0 to 2"), ("d_model", 31, "=32")])

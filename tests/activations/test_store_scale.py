@@ -35,10 +35,12 @@ def test_rows_that_are_not_finite_are_refused(generator):
     rows = torch.randn(50, 4, generator=generator)
     known = estimate(rows)
     rows[7, 2] = torch.nan
-    with pytest.raises(SpecError, match="activations hold NaN"):
-        known.apply(rows)
-    with pytest.raises(SpecError, match="50 activations have .* = nan.*check the model's weights"):
-        estimate(torch.full((50, 4), torch.nan))
+    rows[9, 0] = torch.inf  # as massive as can be, and yet not left out in silence
+    for asked in (known.apply, estimate):
+        with pytest.raises(SpecError, match="2 of 50 rows of activations hold NaN or infinity; check"):
+            asked(rows)
+        with pytest.raises(SpecError, match="1 of 41 rows"):
+            asked(rows[9:])
 
 
 def test_what_half_precision_cannot_hold_is_refused():

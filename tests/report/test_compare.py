@@ -9,6 +9,7 @@ from scipy import stats
 
 from saecore.report import compare, paper
 from saecore.report.compare import AGREES, DIFFERS, UNDECIDED, UNSTATED, CompareError, Interval
+from saecore.report.inference import Effect
 from saecore.report.ledger import LedgerError
 from saecore.report.paper import PaperNumber
 
@@ -248,3 +249,32 @@ def test_gaps_side_by_side(frame):
 def test_gaps_need_a_variant(frame):
     with pytest.raises(CompareError, match="nothing but the trained SAE"):
         compare.gaps(frame(EV), "explained_variance")
+
+
+def test_verdicts_side_by_side():
+    """A difference may be an Effect, or a number with its bounds beside it; a dash stands where there is none."""
+    same = {"constraint": "frozen_decoder", "init": "cov", "verdict": "different"}
+    effect = Effect(0.25, 0.05, math.inf, 3, 200)
+    tables = {
+        "TopK": pd.DataFrame([{**same, "difference": effect}]),
+        "ReLU": pd.DataFrame(
+            [
+                {**same, "difference": -0.1, "low": -0.3, "high": 0.1, "seeds": 2, "verdict": "undecided"},
+                {**same, "constraint": "neurons", "difference": 0.5, "low": math.nan, "high": math.nan, "seeds": 1},
+            ]
+        ),
+    }
+    found = compare.verdicts_beside(tables, digits=2)
+    assert found.columns.tolist() == ["TopK", "ReLU"]
+    assert found.loc["frozen decoder, cov"].tolist() == [
+        "+0.25 [+0.15, +0.35], n=3, different",
+        "−0.10 [−0.30, +0.10], n=2, undecided",
+    ]
+    assert found.loc["neurons"].tolist() == ["–", "+0.50, n=1, different"]
+    with pytest.raises(CompareError, match="'TopK' has 'frozen decoder, cov' twice"):
+        compare.verdicts_beside({"TopK": pd.concat([tables["TopK"]] * 2)})
+    assert compare.told_in(tables, ("frozen_decoder", "cov"), "different") == "TopK"
+    assert compare.told_in(tables, ("frozen_decoder", "cov"), "different", -1) == "none"
+    three = tables | {"BatchTopK": tables["TopK"], "JumpReLU": tables["TopK"]}
+    assert compare.told_in(three, ("frozen_decoder", "cov"), "different", 1) == "TopK, BatchTopK and JumpReLU"
+    assert compare.told_in(tables, ("frozen_decoder", "cov"), "undecided", -1) == "ReLU"

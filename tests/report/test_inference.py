@@ -131,38 +131,15 @@ def test_an_effect_in_words():
     assert Effect(-0.031, 0.01, math.inf, 3, 200).text() == "−0.031 [−0.051, −0.011] (3 seeds; 200 units)"
 
 
-def test_a_share_of_a_known_range_is_the_difference_divided(rng):
-    a, b = world(rng, WORLDS[3], 0.2)
-    plain = inference.difference(a, b, paired=True, rng=np.random.default_rng(2))
-    part = inference.share(a, b, 0.5, 0.9, paired=True, rng=np.random.default_rng(2))
-    assert part.value == pytest.approx(plain.value / 0.4)
-    assert part.error == pytest.approx(plain.error / 0.4, rel=0.03)
-
-
-def test_the_noise_of_floor_and_ceiling_reaches_the_share(rng):
+def test_the_noise_of_every_side_reaches_a_statistic(rng):
     """The delta method by hand: with a - b known, var(share) = share^2 var(range) / range^2."""
     ceiling, floor = rng.normal(0.9, 0.02, (400, 1)), rng.normal(0.5, 0.02, (400, 1))
     a, b = np.full((400, 1), 0.8), np.full((400, 1), 0.7)
-    found = inference.share(a, b, floor, ceiling, paired=True, rng=rng)
+    found = inference.estimate(lambda x, y, w, z: (x - y) / (z - w), a, b, floor, ceiling, paired=True, rng=rng)
     span = ceiling - floor
     by_hand = found.value * span.std(ddof=1) / math.sqrt(400) / span.mean()
     assert found.error == pytest.approx(by_hand, rel=0.06)
     assert found.value == pytest.approx(0.1 / span.mean())
-
-
-def test_shares_do_not_change_with_the_scale():
-    rng = np.random.default_rng(3)
-    sides = [rng.normal(mean, 0.02, (3, 8)) for mean in (0.8, 0.7, 0.5, 0.9)]
-    base, moved = (
-        inference.share(*(4 * s + c for s in sides), paired=True, rng=np.random.default_rng(2)) for c in (0, 9)
-    )
-    assert base.interval() == pytest.approx(moved.interval())
-
-
-def test_a_share_of_nothing_is_refused(rng):
-    a, b, floor, ceiling = (rng.normal(0.7, 0.1, (3, 8)) for _ in range(4))
-    with pytest.raises(InferenceError, match="ceiling minus floor is .*report the difference"):
-        inference.share(a, b, floor, ceiling, paired=True, rng=rng)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Recording loses nothing, refuses what is not a row, and leaves the old file whole when it dies."""
 
+import errno
 import json
 import os
 import signal
@@ -116,7 +117,7 @@ def test_no_rows_write_nothing(results):
     ("change", "message"),
     [
         ({"valeu": 1}, r"unknown \['valeu'\]; the columns are experiment, key"),
-        ({"value": float("nan")}, "value=nan is not finite; name its metric in nonfinite="),
+        ({"value": float("nan")}, "value=nan is not finite; leave the row out"),
         ({"value": float("inf")}, "value=inf is not finite"),
         ({"seconds": float("nan")}, "seconds=nan is not finite"),
         ({"value": "high"}, "value='high' is not a number"),
@@ -152,13 +153,6 @@ def test_the_experiment_may_be_left_out(results, row):
     assert ledger.read("sample")["experiment"].tolist() == ["sample"]
 
 
-def test_nonfinite_values_are_kept_where_a_metric_allows_them(results, row):
-    rows = [row(metric="steps_to_half", value=float("inf")), row(metric="ratio", value=float("nan"))]
-    ledger.record("sample", rows, nonfinite=("steps_to_half", "ratio"))
-    found = ledger.read("sample").set_index("metric")["value"]
-    assert np.isinf(found["steps_to_half"]) and np.isnan(found["ratio"])
-
-
 def test_two_rows_of_one_identity_in_one_call_are_refused(results, row):
     with pytest.raises(LedgerError, match="two rows have the same key, step, metric, seed, constraint, device"):
         ledger.record("sample", [row(value=0.1), row(value=0.2)])
@@ -192,6 +186,10 @@ def test_a_file_with_other_columns_or_a_broken_line_is_refused(results, row):
     file.write_text(good.rstrip()[:-20] + "\n")
     with pytest.raises(LedgerError, match="sample.csv, line 2 has"):
         ledger.read("sample")
+    for number, name in (("100", "step"), ("0.5", "value")):
+        file.write_text(good.replace(f",{number},", ",half,", 1))
+        with pytest.raises(LedgerError, match=rf"sample.csv: {name} holds what is no number \(.*'half'\)"):
+            ledger.read("sample")
 
 
 def test_a_folder_that_cannot_be_written_names_the_variable(tmp_path, monkeypatch, row):
@@ -199,6 +197,19 @@ def test_a_folder_that_cannot_be_written_names_the_variable(tmp_path, monkeypatc
     monkeypatch.setenv(paths.RESULTS, str(tmp_path / "file" / "results"))
     with pytest.raises(paths.PathError, match=paths.RESULTS):
         ledger.record("sample", [row()])
+
+
+def test_a_full_disk_names_the_variable_and_keeps_what_was_recorded(results, row, monkeypatch):
+    ledger.record("sample", [row()])
+    before = (results / "sample.csv").read_bytes()
+
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(paths.PathError, match=rf"sample.csv \(No space left on device\); .* set {paths.RESULTS}"):
+        ledger.record("sample", [row(seed=1)])
+    assert [p.name for p in results.iterdir()] == ["sample.csv"] and (results / "sample.csv").read_bytes() == before
 
 
 DIES = """
@@ -240,7 +251,7 @@ for step in range(40):
 """
 
 
-@pytest.mark.skipif(ledger.fcntl is None, reason="needs fcntl")
+@pytest.mark.skipif(paths.fcntl is None, reason="needs fcntl")
 def test_processes_that_record_at_once_lose_nothing(results, row):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     writers = [_python(WRITES, json.dumps(row()), str(me), **pipes) for me in range(3)]

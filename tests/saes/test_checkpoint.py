@@ -74,9 +74,11 @@ def test_another_kind_of_file_is_an_error_that_names_it(saved):
         load(saved)
 
 
-def test_an_absent_file_is_file_not_found(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
+def test_an_absent_file_is_an_error_that_says_how_to_make_it(tmp_path):
+    with pytest.raises(CheckpointError, match=r"none\.safetensors is missing; `saecore run SWEEP --saes` trains it"):
         load(tmp_path / "none.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
+        checkpoint.read(tmp_path / "none.safetensors")
 
 
 @pytest.mark.parametrize("name", ["threshold", "W_enc", "b_dec"])

@@ -1,6 +1,7 @@
 """Entities and the prompts that ask about them: atlas, RAVEL's own form, and what cannot be read."""
 
 import json
+import logging
 import tarfile
 from pathlib import Path
 
@@ -103,10 +104,12 @@ def test_what_is_missing_is_named(tmp_path):
 def test_the_hub_gives_files_or_one_clear_line(tmp_path, monkeypatch):
     hub = pytest.importorskip("huggingface_hub")
     write(tmp_path)
-    asked = []
+    asked, chatter = [], logging.getLogger("huggingface_hub.utils")
+    before = chatter.isEnabledFor(logging.WARNING)
 
     def download(repository, name, repo_type):
         asked.append((repository, name, repo_type))
+        assert not chatter.isEnabledFor(logging.WARNING)
         return str(tmp_path / name)
 
     monkeypatch.setattr(hub, "hf_hub_download", download)
@@ -120,6 +123,7 @@ def test_the_hub_gives_files_or_one_clear_line(tmp_path, monkeypatch):
     with pytest.raises(EntityError, match="the hub does not give it: no route to host; offline, give atlas") as told:
         open_entities("someone/birds#bird")
     assert "long tail" not in str(told.value)
+    assert before and chatter.isEnabledFor(logging.WARNING)
 
 
 @pytest.mark.skipif(not RAVEL.exists(), reason="RAVEL's archive is not at hand")

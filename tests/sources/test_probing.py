@@ -155,6 +155,18 @@ def test_a_csv_may_be_cut_to_a_number_of_texts_in_all(tmp_path):
         assert (len(task.train.texts), len(task.test.texts)) == sizes and held.name == "c"
 
 
+def test_a_csv_of_labels_with_blanks_and_without(tmp_path, caplog):
+    rows = [f"text {i},{'xy'[i % 2]}{' ' * (i % 3)}" for i in range(20)] + [f"unlabelled {i}, " for i in range(3)]
+    (task,) = csv_set(_csv(tmp_path / "c.csv", [*rows, "text 0,", "short"])).tasks
+    assert task.name == "y" and len(task.train.texts) + len(task.test.texts) == 20
+    assert "5 texts have no label" in caplog.text and "two labels" not in caplog.text
+
+
+def test_a_csv_as_excel_writes_it(tmp_path):
+    path = _csv(tmp_path / "c.csv", [f'"text {i}",{i % 2}' for i in range(10)], '\ufeff"prompt",target')
+    assert csv_set(path).tasks[0].name == "1"
+
+
 def test_a_csv_that_cannot_be_used(tmp_path):
     with pytest.raises(LabelledSetError, match="missing.csv cannot be read as CSV"):
         csv_set(tmp_path / "missing.csv")
@@ -166,6 +178,10 @@ def test_a_csv_that_cannot_be_used(tmp_path):
         csv_set(tmp_path / "bytes.csv")
     with pytest.raises(LabelledSetError, match="cannot be read as CSV .*Expected 2 fields"):
         csv_set(_csv(tmp_path / "ragged.csv", ["a,1", "b,c,d,0"]))
+    with pytest.raises(LabelledSetError, match=r"wide.csv has rows of more fields than its header"):
+        csv_set(_csv(tmp_path / "wide.csv", ["a,1,", "b,0,"]))
+    with pytest.raises(LabelledSetError, match="text='prompt' and label='prompt' are one column of .*; name two"):
+        csv_set(_csv(tmp_path / "one.csv", ["a,1", "b,0"]), label="prompt")
     with pytest.raises(LabelledSetError, match="'header' has no texts"):
         csv_set(_csv(tmp_path / "header.csv", []))
     with pytest.raises(LabelledSetError, match="'one' has one class only, '1'"):

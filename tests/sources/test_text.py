@@ -44,6 +44,19 @@ def test_every_form_gives_the_documents_with_every_tenth_held_out(tmp_path, suff
     assert list(documents(str(path))) == [text for i, text in enumerate(TEXTS) if i not in (9, 19)]
 
 
+@pytest.mark.parametrize("suffix", [".txt", ".json", ".jsonl", ".csv"])
+def test_a_mark_at_the_beginning_and_capitals_in_the_ending_are_no_matter(tmp_path, suffix):
+    """Excel's "CSV UTF-8" begins with U+FEFF."""
+    path = _write(tmp_path / f"texts{suffix}", TEXTS, "text").rename(tmp_path / f"TEXTS{suffix.upper()}")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert next(documents(str(path))) == TEXTS[0]
+    if suffix == ".csv":
+        path.write_bytes(path.read_bytes().replace(b"n,text", b"text,n"))
+        assert next(documents(str(path))) == "0"  # the first column has its name whole
+    with pytest.raises(TextError, match="is no file; give atlas"):
+        documents(str(path.with_name(f"NOWHERE{suffix.upper()}")))
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_another_column_is_named_after_the_file(tmp_path, suffix):
     path = _write(tmp_path / f"texts{suffix}", TEXTS, "prompt")

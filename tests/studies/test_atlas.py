@@ -11,6 +11,7 @@ from saecore.activations import models
 from saecore.sources import atlas
 from saecore.sources.atlas import build, cities
 from saecore.studies.atlas import knowledge, probes, tokens, train
+from tests.studies.far import far
 
 transformers = pytest.importorskip("transformers")
 
@@ -139,6 +140,14 @@ def test_a_fact_is_known_when_every_token_of_it_comes_first(small):
     assert not any(knowledge.known(small.script(wrong), asked))
 
 
+def test_what_a_model_on_a_gpu_knows(small, monkeypatch):
+    asked = knowledge.questions(small, "currency", cities=[cities.city("Lima")])
+    small.script([q.wording.text.format(city=q.city.name, value=q.city.currency) for q in asked])
+    logits = small.logits
+    monkeypatch.setattr(small, "logits", lambda tokens: far(logits(tokens)))
+    assert all(knowledge.known(small, asked))
+
+
 def test_a_longer_word_is_not_the_fact(small):
     niamey = cities.city("Niamey")
     assert niamey.country == "Niger"
@@ -197,6 +206,13 @@ def test_rows_of_a_probe_stand_at_the_right_tokens(small):
     talk = [document.labels["text_language"] for document in every if document.labels["kind"] == "talk"]
     assert rows["text_language"].label == talk
     assert all(x.shape == (16,) for x in (*rows["attribute"].x, *rows["kind"].x))
+
+
+def test_rows_of_a_probe_come_from_a_gpu(small, monkeypatch):
+    here, residual = probes.collect(small, n=4), small.residual
+    monkeypatch.setattr(small, "residual", lambda *given: far(residual(*given)))
+    there = probes.collect(small, n=4)
+    assert all(np.array_equal(a["kind"].x, b["kind"].x) for a, b in zip(here, there, strict=True))
 
 
 def test_the_tokens_of_a_probe_are_those_that_tell(small):

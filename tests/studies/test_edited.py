@@ -134,6 +134,16 @@ def test_a_variant_of_either_start_is_told_by_it(references):
     assert all(re.fullmatch(r"0\.\d{3}", text) for text in shown["could be found from"])
 
 
+def test_a_mean_over_attributes_is_one_row_for_each_sae(references):
+    frame = study(references, untrained=0.2).assign(key="k", source="atlas.1", l0=9.0)
+    found = edited.over(frame, ["capital", "continent"])
+    assert len(found) == 3 * 3 + len(references["constraint"].unique()) and set(found["metric"]) == {METRIC}
+    assert found.loc[found["constraint"] == "neurons", "value"].item() == pytest.approx((0.9 + 0.6) / 2)
+    gap = edited.gap(frame, ("free", "iso"), ("untrained", "iso"), ["capital", "continent"], np.random.default_rng(0))
+    trained, untrained = (found.loc[found["constraint"] == c, "value"].mean() for c in ("free", "untrained"))
+    assert trained - untrained == pytest.approx(gap.value)
+
+
 def test_one_attribute_implies_another():
     """Two countries on one continent and one on another, of which one has cities with two languages."""
     cities = {

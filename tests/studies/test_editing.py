@@ -409,6 +409,17 @@ def test_what_cannot_be_edited(tmp_path):
         prepare(Superposition(SourceSpec()))
 
 
+def test_values_that_all_begin_with_one_token_leave_nothing_to_tell(editor):
+    """The Netherlands, the Philippines: no pair is left for Cause."""
+    data = only("country", "language")
+    articled = tuple(entity for entity in data.entities if entity.values["country"].startswith("the "))
+    rng = np.random.default_rng(0)
+    pool = Pool.of(editor.speaker, replace(data, entities=articled), SMALL["prompts"], True, rng)
+    assert pool.pairs("language", "test", 32, rng).cause.any()
+    with pytest.raises(EditingError, match="in all 32 pairs drawn for 'country' in the test split.*leave the attrib"):
+        pool.pairs("country", "test", 32, rng)
+
+
 def test_a_name_or_a_prompt_that_the_tokens_do_not_tell(editor):
     template = only("country").templates[0]
     entity = open_entities("atlas").entities[0]

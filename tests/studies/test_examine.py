@@ -1,12 +1,16 @@
 """A tiny random Llama reads atlas: what is measured on its SAEs, and what a sweep and a live run record of them."""
 
+import copy
+import dataclasses
 import io
 import shutil
 import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("transformers")
 
@@ -19,7 +23,7 @@ from saecore.report import ledger
 from saecore.saes import load
 from saecore.sources import atlas
 from saecore.spec import ActivationSpec
-from saecore.studies.examine import Examiner, concept_recovery, examiner, offsets
+from saecore.studies.examine import Examiner, concept_recovery, examiner, labelled, offsets
 from saecore.studies.live import train_live
 from saecore.training import start
 
@@ -98,6 +102,28 @@ def test_labels_stand_at_the_tokens_that_their_text_made(model, at_hand):
             assert "".join(pieces).replace(" ", "").startswith(name.replace(" ", ""))
     rows = at_hand.labelled
     assert len(rows.x) == len(rows.concepts.half) == rows.concepts.holds.shape[0]
+
+
+def test_massive_rows_have_no_part_in_concepts(model, at_hand):
+    reader, odd = models.load(str(model)), copy.copy(at_hand.source)
+    norms = (at_hand.labelled.x / odd.scale).norm(dim=1)
+    odd.input_scale = dataclasses.replace(odd.input_scale, norm_limit=float(norms.median()))
+    found, usual = labelled(reader, odd, 100), norms <= norms.median()
+    assert found is not None
+    assert torch.equal(found.x, at_hand.labelled.x[usual]) and 0 < len(found.x) < len(usual)
+    assert np.array_equal(found.concepts.half, at_hand.labelled.concepts.half[usual.numpy()])
+
+
+@pytest.mark.parametrize(
+    ("context", "documents", "said"), [(8, 100, "each half of the 0 rows"), (256, 1, "in each half of the")]
+)
+def test_too_little_labelled_text_is_a_warning(model, at_hand, caplog, context, documents, said):
+    """A context that no document fits, and too few documents: everything else is measured."""
+    short = copy.copy(at_hand.source)
+    short.spec = dataclasses.replace(short.spec, context=context)
+    found = examiner(short, tokens=500, documents=documents)
+    assert found.labelled is None and found.bounds is not None
+    assert f"tiny.0.atlas at context={context}: no concept is looked for" in caplog.text and said in caplog.text
 
 
 def test_labels_of_other_tokens_are_refused(model):

@@ -18,6 +18,7 @@ from saecore.metrics.geometry import cosine_to_start
 from saecore.report import ledger
 from saecore.studies.examine import examiner
 from saecore.studies.live import train_variants
+from tests.studies.far import far
 
 PLAN = ("free", "soft_frozen_decoder", "frozen_decoder", "frozen_encoder", "both_frozen", "untrained")
 
@@ -96,6 +97,14 @@ def test_cov_follows_the_data_and_iso_does_not():
     told = frozen.principal_shares(cov(20_000, covariance, generator), covariance)
     assert even == pytest.approx(np.arange(1, 6) / 5, abs=0.01)
     assert told[-1] == pytest.approx(1) and told[0] > 0.35 and all(told[:-1] > even[:-1] + 0.05)
+
+
+def test_shares_are_those_of_tensors_on_a_gpu():
+    generator = torch.Generator().manual_seed(0)
+    covariance, directions = torch.diag(torch.arange(1.0, 6)), iso(9, 5, generator)
+    told, shares = frozen.principal_shares(far(directions), far(covariance)), frozen.variance_shares(far(covariance))
+    assert np.array_equal(told, frozen.principal_shares(directions, covariance))
+    assert np.array_equal(shares, frozen.variance_shares(covariance))
 
 
 @pytest.mark.parametrize(("values", "dimensions"), [((1, 1, 1, 1), 4), ((1, 0, 0, 0), 1), ((3, 1, 0, 0), 1.6)])

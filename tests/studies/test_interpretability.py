@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -123,16 +122,16 @@ def test_floor_and_ceiling(reader):
     assert found["random_tokens"]["autointerp_accuracy"] == pytest.approx(0.5, abs=0.05)
 
 
-def test_contexts_are_the_trials_that_were_judged(reader, sae):
-    judged = reader.read(sae).judged[3:5]
-    pages = reader.contexts(sae, [j.trial.latent for j in judged])
-    for shown, one in zip(pages, judged, strict=True):
-        assert (shown.description, shown.accuracy, shown.said) == (one.description, one.accuracy, one.said)
-        assert [e.marked for e in shown.trial.top] == [e.marked for e in one.trial.top]
-    silent = copy.deepcopy(sae)
-    torch.nn.init.zeros_(silent.W_enc[7])
-    with pytest.raises(ValueError, match=r"latents \[7\] have fewer than 10 active or silent sequences"):
-        reader.contexts(silent, [judged[0].trial.latent, 7])
+def test_no_latent_fires_on_a_massive_row(source, sae):
+    """It was left out of training, but stands in the text."""
+    odd, plain = copy.copy(source), prepare(source, tokens=3000)
+    norms = (plain.x / source.scale).norm(dim=1)
+    odd.input_scale = dataclasses.replace(source.input_scale, norm_limit=float(norms.median()))
+    reader, massive = prepare(odd, tokens=3000), (norms > norms.median()).numpy()
+    assert np.array_equal(reader.text.ids, plain.text.ids)
+    codes, wanted = (held.codes(sae).toarray() for held in (reader, plain))
+    assert not codes[massive].any() and np.array_equal(codes[~massive], wanted[~massive])
+    assert plain.counts.all() and wanted[massive].any(1).all()
 
 
 def test_no_live_latents_is_a_stated_result(reader, source, caplog):
@@ -196,7 +195,9 @@ def test_a_context_that_no_document_fits_ends_in_an_error(source):
 
 def stand_in(source, spec: ActivationSpec) -> Any:
     """A source of another text, without a store of its rows."""
-    return SimpleNamespace(spec=spec, device=source.device, scale=source.scale)
+    other = copy.copy(source)
+    other.spec = spec
+    return other
 
 
 def test_sources_that_are_no_text_are_refused():

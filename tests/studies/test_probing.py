@@ -1,5 +1,6 @@
 """The embedded world's model reads labelled texts, and SAEs on it are probed."""
 
+import copy
 import re
 from dataclasses import replace
 
@@ -66,6 +67,27 @@ def test_a_text_is_its_first_tokens_encoded_then_averaged(source, sae):
         codes = prepare(source, [small(*texts)], ks=(1,), context=context).codes(sae).toarray()
         wanted = torch.stack([by_hand(source, sae, text, context) for text in texts]).numpy()
         np.testing.assert_allclose(codes, wanted, atol=1e-5)
+
+
+@torch.no_grad()
+def test_massive_rows_play_no_part(source, sae):
+    """They were left out of training."""
+    texts, odd = ("The home team won the final on Monday.", "SELECT name FROM users;"), copy.copy(source)
+    model, wanted = models.load("atlas"), []
+    rows = [model.residual(tokens, 1)[tokens.keep] for tokens in (model.tokenize([text], 32) for text in texts)]
+    limit = float(torch.cat(rows).norm(dim=1).median())
+    odd.input_scale = replace(source.input_scale, norm_limit=limit)
+    prober = prepare(odd, [small(*texts)], ks=(1,))
+    wanted = [sae.encode((x[x.norm(dim=1) <= limit] * source.scale).half().float()).mean(0) for x in rows]
+    np.testing.assert_allclose(prober.codes(sae).toarray(), torch.stack(wanted).numpy(), atol=1e-5)
+    assert sum(len(part.x) for part in prober.rows) < sum(map(len, rows))
+
+
+def test_rows_are_encoded_in_parts_of_about_a_batch_on_any_device(source, monkeypatch):
+    monkeypatch.setattr(probing, "BATCH", 256)
+    monkeypatch.setattr(probing, "call_positions", lambda device: 32_768)  # as on a GPU
+    rows = prepare(source, atlas_sets(train=16, test=16)).rows
+    assert len(rows) > 2 and max(len(part.x) for part in rows) < 2 * 256
 
 
 def test_every_task_is_scored_for_every_k_and_averaged(prober, sae):

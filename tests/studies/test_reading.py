@@ -5,7 +5,8 @@ import torch
 
 from saecore.sources.synthetic import EVALUATION, Superposition
 from saecore.spec import SourceSpec
-from saecore.studies.reading import best_step, compare_readings, fitted
+from saecore.studies.reading import _pursued, best_step, compare_readings, fitted
+from tests.studies.far import far
 
 
 def _world(**changed):
@@ -37,6 +38,12 @@ def test_the_true_features_explain_everything_and_none_explain_nothing():
     assert fitted(batch.x, world.features, fired) == pytest.approx(1, abs=1e-6)
     nothing = fitted(batch.x, world.features, torch.zeros_like(fired))
     assert nothing <= 0
+
+
+def test_matching_pursuit_takes_tensors_of_a_gpu():
+    world = _world()
+    x = world.batch(16, 0, EVALUATION).x
+    assert torch.equal(_pursued(far(x), far(world.features), 3), _pursued(x, world.features, 3))
 
 
 def test_the_best_step_by_hand_for_orthogonal_features():

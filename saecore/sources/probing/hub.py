@@ -7,7 +7,6 @@ and GitHub code from the same texts, divided by a shuffle of our own.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from saecore import paths
+from saecore.sources.hub import quiet, reason
 from saecore.sources.probing.base import LabelledSet, LabelledSetError, divided, one_vs_rest, per_class
 from saecore.sources.text import TextError
 
@@ -170,17 +170,13 @@ def _hub(name: str) -> Iterator[Callable[..., Any]]:
         raise TextError(
             f"labelled set {name!r} is read through datasets ({error}); {paths.install_hint('models')}"
         ) from error
-    chatter = logging.getLogger("huggingface_hub")
-    level = chatter.level
-    chatter.setLevel(logging.ERROR)
     try:
-        yield datasets.load_dataset
+        with quiet():
+            yield datasets.load_dataset
     except LabelledSetError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0].rstrip(".")
         raise TextError(
-            f"labelled set {name!r} cannot be read from the hub ({reason}). Offline, give a CSV: --texts, or csv_set()"
+            f"labelled set {name!r} cannot be read from the hub ({reason(error)}). Offline, give a CSV: --texts, or "
+            "csv_set()"
         ) from error
-    finally:
-        chatter.setLevel(level)

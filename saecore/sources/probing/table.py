@@ -29,11 +29,11 @@ def csv_set(
 ) -> LabelledSet:
     """The texts of a CSV's column ``text``, by their class in the column ``label``, divided at random.
 
-    A text that stands there several times counts once, one with two labels not at all, so that no text is in both
-    parts. By default every class gives as many texts as the smallest has, a fifth of them for the test, and of two
-    classes together no more than ``most``. ``family``: the file's name by default, up to its first dot. Raises
-    LabelledSetError for a file that is missing, unreadable, empty, without one of the columns, of one class only, or
-    with fewer texts than asked for.
+    A text that stands there several times counts once, one without a label or with two not at all, so that no text is
+    in both parts. Blanks around a label are no part of it. By default every class gives as many texts as the smallest
+    has, a fifth of them for the test, and of two classes together no more than ``most``. ``family``: the file's name by
+    default, up to its first dot. Raises LabelledSetError for a file that is missing, unreadable, empty, without one of
+    the columns, of one class only, or with fewer texts than asked for, and where both columns are one.
     """
     path = Path(path)
     frame = _read(path, text, label)
@@ -47,16 +47,25 @@ def csv_set(
 
 
 def _read(path: Path, text: str, label: str) -> pd.DataFrame:
-    """Columns ``text`` and ``label`` as they stand, every text once and blank ones left out."""
+    """Columns ``text``, as it stands, and ``label``, every text once; what is blank in either is left out."""
+    if text == label:
+        raise LabelledSetError(f"text={text!r} and label={label!r} are one column of {path}; name two")
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError, ImportError) as error:  # pandas' own and wrong encodings are ValueErrors
         raise LabelledSetError(f"{path} cannot be read as CSV ({str(error).strip()}); give another file") from error
+    if len(frame) and not isinstance(frame.index, pd.RangeIndex):  # pandas took the first column for row names
+        raise LabelledSetError(f"{path} has rows of more fields than its header; give every column a name")
     for column in (text, label):
         if column not in frame:
             has = ", ".join(map(str, frame.columns))
             raise LabelledSetError(f"{path} has the columns {has}, not {column!r}; name yours with text= and label=")
+    frame[label] = frame[label].str.strip()
     frame = frame.loc[frame[text].str.strip() != "", [text, label]].drop_duplicates()
+    unlabelled = frame[label] == ""
+    if unlabelled.any():
+        log.warning("%s: %d texts have no label and are left out", path, unlabelled.sum())
+        frame = frame[~unlabelled]
     doubtful = frame[text].duplicated(keep=False)
     if doubtful.any():
         log.warning("%s: %d texts have two labels and are left out", path, frame.loc[doubtful, text].nunique())

@@ -56,7 +56,7 @@ def known(model: ResidualModel, asked: Sequence[Question]) -> list[bool]:
     for part in _batches(asked, BATCH):
         width = max(len(question.ids) for question in part)
         ids = torch.tensor([[*q.ids, *[pad] * (width - len(q.ids))] for q in part])
-        choices = model.logits(model.from_ids(ids)).argmax(-1)
+        choices = model.logits(model.from_ids(ids)).argmax(-1).cpu()
         for question, row, chosen in zip(part, ids, choices, strict=True):
             first, last = question.answer.start, question.answer.stop - 1
             same = bool((chosen[first - 1 : last] == row[first : last + 1]).all())
@@ -96,7 +96,7 @@ def surprise(model: ResidualModel, n: int = 2000, split: str = "test") -> Surpri
         if longest > tokens.CONTEXT:
             raise ValueError(f"a document has {longest} tokens; shorten LENGTH until all fit {tokens.CONTEXT}")
         ids, targets = tokens.batch(model.tokenizer, [document.text for document in part])
-        lost += float(tokens.loss(model.logits(model.from_ids(ids)), targets))
+        lost += float(tokens.loss(model.logits(model.from_ids(ids)), targets.to(model.device)))
         drawn -= sum(document.log_p for document in part)
         count += int((targets != tokens.IGNORED).sum())
     return Surprise(lost / count, drawn / count, count)

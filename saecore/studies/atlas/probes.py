@@ -74,7 +74,7 @@ def collect(model: ResidualModel, n: int) -> list[dict[str, Rows]]:
             [document.text for document in part], padding=True, return_tensors="pt", return_offsets_mapping=True
         )
         tokens = model.from_ids(told["input_ids"], told["attention_mask"].bool())
-        streams = [model.residual(tokens, layer).numpy() for layer in range(model.n_layers)]
+        streams = [model.residual(tokens, layer).cpu().numpy() for layer in range(model.n_layers)]
         for place, document in enumerate(part):
             length = int(tokens.attention[place].sum())
             offsets = [(int(a), int(b)) for a, b in told["offset_mapping"][place][:length]]

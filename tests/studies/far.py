@@ -1,0 +1,22 @@
+"""A stand-in for a tensor on a GPU, where there is none."""
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+
+class Far(torch.Tensor):
+    """Meets no plain tensor but scalars, and numpy only by way of ``cpu``."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.cpu:
+            with torch._C.DisableTorchFunctionSubclass():
+                return args[0].as_subclass(torch.Tensor)
+        near = [leaf for leaf in tree_leaves((args, kwargs or {})) if type(leaf) is torch.Tensor and leaf.ndim]
+        if near or func is torch.Tensor.numpy:
+            raise TypeError(f"{func.__name__}: a tensor on a GPU meets one on the CPU, or numpy")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def far(tensor: torch.Tensor) -> Far:
+    return tensor.as_subclass(Far)
