@@ -40,7 +40,12 @@ SHARES = {
 }
 KERNELS = {"cpu": "cpu", "cuda": "triton"}
 """The trainer's path by device."""
-CHANGE_OVER = {"cpu": "saecore.training.loop.DENSE_SHARE", "cuda": "saecore.training.device.DENSE_SHARE"}
+CHANGE_OVER = {
+    ("cpu", "relu"): "saecore.training.loop.DENSE_SHARE",
+    ("cpu", "topk"): "saecore.training.loop.DENSE_SHARE_RANKED",
+    ("cuda", "relu"): "saecore.training.device.DENSE_SHARE",
+    ("cuda", "topk"): "saecore.training.device.DENSE_SHARE",
+}
 """Above this share the kernels hand over; on a GPU they also make room for it and sort all of that at every step."""
 ARCHITECTURES = ("relu", "topk")
 HELD = 1e-30
@@ -67,7 +72,7 @@ def measure(name: str, architecture: str, device: str, share: float, steps: int)
     problem = make(replace(shape, k=1), steps, torch.Generator(device).manual_seed(0))
     agree, last = True, WARM_UP + steps
     for rate, room in ((shape.learning_rate, 4 * ROOM), (HELD, ROOM)):  # who learns may let more through for a while
-        with mock.patch(CHANGE_OVER[device], min(1.0, room * shape.k / shape.n_latents)):
+        with mock.patch(CHANGE_OVER[device, architecture], min(1.0, room * shape.k / shape.n_latents)):
             told = replace(shape, learning_rate=rate)
             paths = {path: trainer(told, problem, architecture, path) for path in (KERNELS[device], "dense")}
             seconds, losses = {path: [] for path in paths}, {}

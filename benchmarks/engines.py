@@ -315,7 +315,6 @@ def package(engine: str) -> str:
 
 def _commit() -> str:
     """Short commit of this checkout, ``.dirty`` where the package differs from it; SAECORE_COMMIT stands in."""
-
     if "SAECORE_COMMIT" in os.environ:
         return os.environ["SAECORE_COMMIT"]
 

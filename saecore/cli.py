@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import re
 import signal
@@ -18,6 +19,8 @@ Subparsers = Any
 
 FAILED = 1
 REFUSED = 2
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EPIPE)
+"""Errors of a disk or a reader, of which the package knows no more than the system says; others are bugs."""
 NAMED = 5
 """Runs that a message names before it counts the rest."""
 
@@ -216,6 +219,7 @@ def _run_sweep(arguments: argparse.Namespace) -> int:
         if arguments.plan:
             done, saes = finished(experiment), arguments.saes
             return show_plan((run, "recorded" if sweep.stands(run, done, saes) else "to run") for run in runs)
+        sweep.writable()
         if spread:
             device = distributed.join(device, spread, runs)
     except (SpecError, LedgerError, OSError) as error:
@@ -224,11 +228,11 @@ def _run_sweep(arguments: argparse.Namespace) -> int:
         logging.getLogger("saecore").setLevel(logging.CRITICAL)  # rank 0 says the same
     try:
         reasons = sweep.run_all(experiment, groups, device, stream=arguments.stream, spread=spread, saes=arguments.saes)
-    except (CheckpointError, LedgerError, *sweep.UNOPENED) as error:
+    except (CheckpointError, LedgerError, paths.PathError, *sweep.UNOPENED) as error:
         return complain(error, FAILED) if distributed.is_first() else FAILED
     if not distributed.is_first():
         return FAILED if reasons else 0
-    return report(experiment, reasons, len(runs))
+    return report(experiment, reasons, len(runs), "trained" if arguments.saes else "recorded")
 
 
 def add_measure(subparsers: Subparsers) -> None:
@@ -267,10 +271,13 @@ def run_measure(arguments: argparse.Namespace) -> int:
         _, groups = sweep_of(arguments)
         if arguments.plan:
             return show_plan(checks.plan(arguments.check, groups, texts))
-        reasons = checks.run_all(arguments.check, groups, arguments.device, texts, arguments.stream)
-    except (SpecError, OSError) as error:
+    except (SpecError, LedgerError, OSError) as error:
         return complain(error, REFUSED)
-    except (CheckpointError, LedgerError) as error:
+    try:
+        reasons = checks.run_all(arguments.check, groups, arguments.device, texts, arguments.stream)
+    except SpecError as error:
+        return complain(error, REFUSED)
+    except (CheckpointError, LedgerError, OSError) as error:
         return complain(error, FAILED)
     told = {" on ".join(filter(None, place)): reason for place, reason in reasons.items()}
     return report(arguments.check, told, sum(map(len, groups)) * max(1, len(texts)))
@@ -362,16 +369,16 @@ def run_harvest(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def report(experiment: str, reasons: Mapping[str, str], runs: int) -> int:
-    """What is recorded, and what is not: ``reasons`` by key, and by the texts where some were named."""
+def report(experiment: str, reasons: Mapping[str, str], runs: int, what: str = "recorded") -> int:
+    """What is recorded or so, and what is not: ``reasons`` by key, and by the texts where some were named."""
     if reasons:
-        lines = [f"{experiment}: {len(reasons)} of {runs} runs are not recorded"]
+        lines = [f"{experiment}: {len(reasons)} of {runs} runs are not {what}"]
         for reason in dict.fromkeys(reasons.values()):
             keys = [key for key in reasons if reasons[key] == reason]
             more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
             lines.append(f"  {' '.join(keys[:NAMED])}{more}: {reason}")
         return complain("\n".join(lines), FAILED)
-    print(f"{experiment}: {runs} runs recorded")
+    print(f"{experiment}: {runs} runs {what}")
     return 0
 
 
@@ -396,4 +403,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.run(arguments)
     except OSError as error:
-        return complain(error, REFUSED if isinstance(error, paths.PathError) else FAILED)
+        if isinstance(error, paths.PathError):
+            return complain(error, REFUSED)
+        if error.errno is not None and error.errno not in FULL:  # none: the package's own words
+            raise
+        return complain(error, FAILED)

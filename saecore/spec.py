@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import typing
 from dataclasses import dataclass, field
 
@@ -49,8 +50,16 @@ def settle_types(spec: typing.Any) -> None:
         elif wanted in ("int", "float", "bool", "str"):
             kind = {"int": int, "float": float, "bool": bool, "str": str}[wanted]
             ok = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-            hint = "; YAML takes 3e-3 for text and 3.0e-3 for a number" if (kind, type(value)) == (float, str) else ""
+            number = kind is float and _reads_as_number(value)
+            hint = "; YAML takes 3e-3 for text and 3.0e-3 for a number" if number else ""
             require(ok, f"{item.name}={value!r} is a {type(value).__name__}; write it as {wanted}{hint}")
+
+
+def _reads_as_number(value: object) -> bool:
+    try:
+        return isinstance(value, str) and math.isfinite(float(value))
+    except ValueError:
+        return False
 
 
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

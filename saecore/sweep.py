@@ -107,7 +107,8 @@ def load(path: Path) -> tuple[str, list[list[RunSpec]]]:
     require(whole, f"{path.name} needs the entries experiment and blocks")
     unknown = sorted(map(str, set(data) - {"experiment", "defaults", "blocks"}))
     require(not unknown, f"{path.name}: unknown entry {unknown}; a sweep has experiment, defaults and blocks")
-    experiment, defaults, blocks = str(data["experiment"]), data.get("defaults") or {}, data["blocks"]
+    experiment, defaults, blocks = str(data["experiment"]), data.get("defaults"), data["blocks"]
+    defaults = {} if defaults is None else defaults
     listed = isinstance(blocks, list) and len(blocks) > 0 and all(isinstance(b, dict) for b in [defaults, *blocks])
     require(listed, f"{path.name}: defaults must be fields with values, and blocks a list of such: - {{seed: [0, 1]}}")
     try:
@@ -126,6 +127,7 @@ def load(path: Path) -> tuple[str, list[list[RunSpec]]]:
                 seen.add(run.key())
                 runs.append(run)
         groups += shared_streams(runs)
+    require(groups, f"{path.name} holds no run; give every list a value")
     return experiment, groups
 
 
@@ -205,8 +207,7 @@ def run_all(
     """
     left_out: dict[str, str] = {}
     closed: dict[SourceSpec | ActivationSpec, str] = {}
-    paths.writable(paths.cache())
-    paths.writable(paths.results(), paths.RESULTS)
+    writable()
     ledger.commit()  # asked now: the code that runs is the code of this moment
     at_hand: Examiner | None = None
     for group in groups:
@@ -230,8 +231,14 @@ def run_all(
             left_out |= {run.key(): closed[wanted] for run in todo}
             continue
         for first in range(0, len(todo), at_once):
-            left_out |= _run_group(experiment, todo[first : first + at_once], at_hand, spread)
+            left_out |= _run_group(experiment, todo[first : first + at_once], at_hand, spread, done)
     return left_out
+
+
+def writable() -> None:
+    """Raises PathError where SAEs or rows could not be written."""
+    paths.writable(paths.cache())
+    paths.writable(paths.results(), paths.RESULTS)
 
 
 def stands(run: RunSpec, done: Collection[str], saes: bool = False) -> bool:
@@ -267,8 +274,10 @@ def _opened(spec: SourceSpec | ActivationSpec, device: str, stream: bool) -> Sou
         return open_source(spec, device, progress=bar.update)
 
 
-def _run_group(experiment: str, group: list[RunSpec], at_hand: Examiner, spread: str | None = None) -> dict[str, str]:
-    """By key, why a run diverged."""
+def _run_group(
+    experiment: str, group: list[RunSpec], at_hand: Examiner, spread: str | None, done: Collection[str]
+) -> dict[str, str]:
+    """By key, why a run diverged. Keys that are ``done`` have their rows, and are trained for their SAEs."""
     source, diverged = at_hand.source, {}
     begin = functools.partial(distributed.start, spread=spread) if spread else start
     trainers = [begin(run, source) for run in group]
@@ -285,7 +294,7 @@ def _run_group(experiment: str, group: list[RunSpec], at_hand: Examiner, spread:
             for trainer in behind:
                 if trainer.steps_done == stop and stop in marks:
                     sae, silent = trainer.whole(), _silent(trainer)
-                    if distributed.is_first():
+                    if distributed.is_first() and trainer.run.key() not in done:
                         fresh = starts[trainer.run.key()].W_dec.detach()
                         _record(experiment, trainer, source, stop, glimpse(sae, source, start=fresh) | silent)
             check()
@@ -295,7 +304,7 @@ def _run_group(experiment: str, group: list[RunSpec], at_hand: Examiner, spread:
                 log.info("%s: %s at step %d of %d", experiment, [t.run.sae.architecture for t in trainers], stop, steps)
     try:
         while trainers:
-            _conclude(experiment, trainers[0], at_hand, starts[trainers[0].run.key()])
+            _conclude(experiment, trainers[0], at_hand, starts[trainers[0].run.key()], done)
             del trainers[0]
     except KeyboardInterrupt:
         if spread is None:
@@ -304,14 +313,15 @@ def _run_group(experiment: str, group: list[RunSpec], at_hand: Examiner, spread:
     return diverged
 
 
-def _conclude(experiment: str, trainer: Trainer, at_hand: Examiner, fresh: SAE) -> None:
-    """Measure, keep and record an SAE at the end of its training; ``fresh``: as it began."""
+def _conclude(experiment: str, trainer: Trainer, at_hand: Examiner, fresh: SAE, done: Collection[str]) -> None:
+    """Measure, keep and record an SAE at the end of its training; ``fresh``: as it began. What is done is only kept."""
     sae, silent, run = trainer.whole(), _silent(trainer), trainer.run
     if not distributed.is_first():
         return
-    values = at_hand.measure(sae, fresh, run)
+    values = {} if run.key() in done else at_hand.measure(sae, fresh, run)
     checkpoint.save(sae_path(run), sae, run)
-    _record(experiment, trainer, at_hand.source, trainer.steps_done, values | silent)
+    if values:
+        _record(experiment, trainer, at_hand.source, trainer.steps_done, values | silent)
     _state_path(run).unlink(missing_ok=True)
     found = [f"{name} {values[name]:.3f}" for name in HEADLINES if name in values]
     log.info("%s %s %s %s %s", run.key(), run.sae.architecture, run.constraint.name, run.settings(), " ".join(found))
@@ -392,9 +402,7 @@ def _silent(trainer: Trainer) -> dict[str, float]:
 
 
 def _record(experiment: str, trainer: Trainer, source: Source, step: int, values: dict[str, float]) -> None:
-    """Nothing for a run that is recorded, and is trained again for its SAE."""
-    if trainer.run.key() not in ledger.finished(experiment):
-        ledger.record(experiment, ledger.rows(trainer.run, step, values, trainer.seconds, source.device))
+    ledger.record(experiment, ledger.rows(trainer.run, step, values, trainer.seconds, source.device))
 
 
 def sae_path(run: RunSpec) -> Path:

@@ -277,7 +277,7 @@ def test_a_run_that_diverges_is_named_with_its_reason_and_the_others_are_recorde
     ("writer", "code", "said"),
     [
         ("saecore.saes.checkpoint.save_file", cli.FAILED, f"No space left on device; .* {paths.CACHE}"),
-        ("saecore.report.ledger._write", cli.REFUSED, rf"cannot write .*tiny.csv \(No space left.* {paths.RESULTS}"),
+        ("saecore.report.ledger._write", cli.FAILED, rf"cannot write .*tiny.csv \(No space left.* {paths.RESULTS}"),
     ],
 )
 def test_a_full_disk_ends_in_a_message(places: Path, monkeypatch, capsys, writer: str, code: int, said: str) -> None:

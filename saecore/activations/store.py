@@ -88,7 +88,10 @@ class _Rows:
             count = min(int(self._ends[shard]) - first - filled, len(out) - filled)
             view = out[filled : filled + count].data.cast("B")
             with self._lock:
-                file = self._open(shard)
+                try:
+                    file = self._open(shard)
+                except FileNotFoundError as error:
+                    raise StoreError(f"{self._paths[shard]} is gone; harvest it again") from error
                 file.seek(self._headers[shard] + (first + filled - begin) * self._width)
                 got = file.readinto(view)
             if got != len(view):

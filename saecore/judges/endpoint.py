@@ -105,7 +105,7 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         if "@" in self.url or "?" in self.url:
-            raise EndpointError(f"{URL} holds a user name or a query, which messages would show; give the key as {KEY}")
+            raise EndpointError(f"{URL} holds @ or ?: messages would show a name or query; give the key as {KEY}")
         if urlsplit(self.url).scheme not in ("http", "https") or not urlsplit(self.url).hostname:
             raise EndpointError(f"{URL}={self.url!r} is no http address; give one such as https://api.openai.com/v1")
         if not self.model:

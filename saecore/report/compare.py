@@ -313,7 +313,7 @@ def verdicts_beside(tables: Mapping[Any, pd.DataFrame], digits: int = 3) -> pd.D
             bounds = "" if math.isnan(gap["low"]) else f" [{gap['low']:+.{digits}f}, {gap['high']:+.{digits}f}]"
             said = f"{gap['difference']:+.{digits}f}{bounds}, n={gap['seeds']}, {row['verdict']}".replace("-", "−")
             lines.append({"variant": names.variant(row["constraint"], row["init"]), "table": name, "said": said})
-    frame = pd.DataFrame(lines)
+    frame = pd.DataFrame(lines, columns=pd.Index(["variant", "table", "said"]))
     if (twice := frame.duplicated(["variant", "table"])).any():
         variant, name = frame.loc[twice, ["variant", "table"]].iloc[0]
         raise CompareError(f"the table {name!r} has {variant!r} twice; select one architecture, or one kind of control")
@@ -331,7 +331,7 @@ def told_in(tables: Mapping[Any, pd.DataFrame], variant: tuple[str, str], verdic
         for name, table in tables.items()
         for row in table.to_dict("records")
         if (row["constraint"], row["init"], row["verdict"]) == (*variant, verdict)
-        and sign * _gap(row)["difference"] >= 0
+        and (not sign or sign * _gap(row)["difference"] > 0)
     ]
     return ", ".join([*found[:-2], " and ".join(found[-2:])]) if found else "none"
 

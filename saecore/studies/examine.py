@@ -107,6 +107,10 @@ def labelled(model: models.ResidualModel, source: Source, documents: int) -> Lab
         owner += [index] * sum(keep)
         for concept, told in atlas.token_labels(document, offsets(model, document.text, tokens)).items():
             labels[concept] += [label for label, kept in zip(told, keep, strict=True) if kept]
+    if not rows:
+        context = source.spec.context
+        log.warning("%s: no document fits context=%d, so no concept is looked for; raise it", source.spec.name, context)
+        return None
     try:
         found = concepts.Concepts.of(labels, owner)
     except ValueError as error:

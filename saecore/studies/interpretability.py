@@ -151,7 +151,11 @@ class Reader:
         parts = [sae.encode_sparse(part) for part in self.x.split(BATCH)]
         shapes = ((len(c.indptr) - 1, sae.spec.n_latents) for c in parts)
         rows = [sparse.csr_array((c.values, c.indices, c.indptr), shape=s) for c, s in zip(parts, shapes, strict=True)]
-        return _columns(sparse.csr_array(sparse.vstack(rows)).multiply(self.counts[:, None]))
+        return self._counting(sparse.csr_array(sparse.vstack(rows)))
+
+    def _counting(self, codes: sparse.sparray) -> sparse.csc_array:
+        """Nothing fires on a row that does not count."""
+        return _columns(codes.multiply(self.counts[:, None]))
 
     def _read(self, codes: sparse.csc_array) -> Reading:
         chosen = choose(self.text, codes, self.seed, self.n_latents, self.spread)
@@ -163,7 +167,7 @@ class Reader:
         rng, shape = np.random.default_rng(self.seed), (len(self.text.ids), self.n_latents)
         count = shape[0] * shape[1] // EVERY
         places = rng.integers(shape[0], size=count), rng.integers(shape[1], size=count)
-        return _columns(sparse.coo_array((rng.random(count, dtype=np.float32), places), shape=shape))
+        return self._counting(sparse.coo_array((rng.random(count, dtype=np.float32), places), shape=shape))
 
     def _labelled(self, labels: Labels) -> sparse.csc_array:
         rng, columns = np.random.default_rng(self.seed), []
@@ -174,7 +178,7 @@ class Reader:
         ends = np.cumsum([0, *map(len, columns)])
         strengths = rng.random(ends[-1], dtype=np.float32)
         shape = (len(self.text.ids), len(columns))
-        return sparse.csc_array((strengths, np.concatenate(columns), ends), shape=shape)
+        return self._counting(sparse.csc_array((strengths, np.concatenate(columns), ends), shape=shape))
 
 
 def prepare(

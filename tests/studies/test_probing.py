@@ -75,7 +75,8 @@ def test_massive_rows_play_no_part(source, sae):
     texts, odd = ("The home team won the final on Monday.", "SELECT name FROM users;"), copy.copy(source)
     model, wanted = models.load("atlas"), []
     rows = [model.residual(tokens, 1)[tokens.keep] for tokens in (model.tokenize([text], 32) for text in texts)]
-    limit = float(torch.cat(rows).norm(dim=1).median())
+    norms = torch.cat(rows).norm(dim=1).sort().values
+    limit = float(norms[len(norms) // 2 :][:2].mean())  # between two rows
     odd.input_scale = replace(source.input_scale, norm_limit=limit)
     prober = prepare(odd, [small(*texts)], ks=(1,))
     wanted = [sae.encode((x[x.norm(dim=1) <= limit] * source.scale).half().float()).mean(0) for x in rows]

@@ -127,7 +127,7 @@ class TestFastPath:
         dense = mock.Mock(wraps=fast._dense_grads)
         monkeypatch.setattr(fast, "_dense_grads", dense)
         for share, calls in ((1.0, 0), (0.2, 1)):
-            monkeypatch.setattr(loop, "DENSE_SHARE", share)
+            monkeypatch.setattr(loop, "DENSE_SHARE_RANKED" if run.sae.selects_by_rank else "DENSE_SHARE", share)
             fast.step(sample(source, 0))
             assert dense.call_count == calls
 
