@@ -127,7 +127,7 @@ def load(path: Path) -> tuple[str, list[list[RunSpec]]]:
                 seen.add(run.key())
                 runs.append(run)
         groups += shared_streams(runs)
-    require(groups, f"{path.name} holds no run; give every list a value")
+    require(len(groups) > 0, f"{path.name} holds no run; give every list a value")
     return experiment, groups
 
 

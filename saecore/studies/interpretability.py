@@ -153,7 +153,7 @@ class Reader:
         rows = [sparse.csr_array((c.values, c.indices, c.indptr), shape=s) for c, s in zip(parts, shapes, strict=True)]
         return self._counting(sparse.csr_array(sparse.vstack(rows)))
 
-    def _counting(self, codes: sparse.sparray) -> sparse.csc_array:
+    def _counting(self, codes: sparse.csr_array | sparse.coo_array | sparse.csc_array) -> sparse.csc_array:
         """Nothing fires on a row that does not count."""
         return _columns(codes.multiply(self.counts[:, None]))
 
