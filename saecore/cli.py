@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
+import os
 import re
 import signal
 import sys
@@ -19,8 +20,8 @@ Subparsers = Any
 
 FAILED = 1
 REFUSED = 2
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EPIPE)
-"""Errors of a disk or a reader, of which the package knows no more than the system says; others are bugs."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""Errors of a disk, of which the package knows no more than the system says; others are bugs."""
 NAMED = 5
 """Runs that a message names before it counts the rest."""
 
@@ -285,9 +286,15 @@ def run_measure(arguments: argparse.Namespace) -> int:
 
 def show_plan(states: Iterable[tuple[RunSpec, str]]) -> int:
     """A line for each run: its key, its state, what it is."""
-    for run, state in states:
-        print(f"{run.key()} {state:11} {run.source.name} {run.sae.architecture} {run.constraint.name} "
-              f"seed {run.training.seed} steps {run.training.steps} {run.settings()}")  # fmt: skip
+    lines = (
+        f"{run.key()} {state:11} {run.source.name} {run.sae.architecture} {run.constraint.name} "
+        f"{run.constraint.init} L0 {run.sae.l0} seed {run.training.seed} steps {run.training.steps} {run.settings()}"
+        for run, state in states
+    )
+    try:
+        print(*lines, sep="\n", flush=True)
+    except BrokenPipeError:  # `--plan | head`; nothing more may be written at the end either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
