@@ -1,8 +1,11 @@
 """Sweeps: what a file says is what runs, once, and an interrupted one goes on."""
 
 import errno
+import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -271,6 +274,30 @@ def test_a_run_that_diverges_is_named_with_its_reason_and_the_others_are_recorde
     assert ledger.finished("tiny") == {sound}
     last = capsys.readouterr().err.split("saecore: ")[-1]
     assert "1 of 2 runs are not recorded" in last and f"  {wild}: loss=" in last and "learning rate is too high" in last
+
+
+def test_a_sweep_of_nothing_is_refused(places: Path, capsys) -> None:
+    path = written(places, SMALL.split("blocks")[0] + "blocks:\n  - {architecture: topk, seed: []}\n")
+    assert cli.main(["run", str(path), "--plan"]) == cli.REFUSED
+    assert "tiny.yml holds no run; give every list a value" in capsys.readouterr().err
+
+
+def test_a_plan_may_be_cut_off_by_its_reader(places: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "saecore", "run", str(written(places, SMALL)), "--plan"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_error_that_nobody_foresaw_is_not_hidden(places: Path, monkeypatch) -> None:
+    def lost(*_, **__) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(sweep, "run_all", lost)
+    with pytest.raises(FileNotFoundError):
+        cli.main(["run", str(written(places, SMALL))])
 
 
 @pytest.mark.parametrize(

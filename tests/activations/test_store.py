@@ -192,6 +192,17 @@ def test_moments_are_those_of_the_scaled_rows(store):
     assert store.truth is None
 
 
+def test_a_shard_that_is_gone_is_named(spec, model, empty):
+    """A cache may be deleted at any time."""
+    small = ActivationSpec(**{**spec.as_dict(), "rows": 200})
+    where = harvest(small, model=model)
+    there = ActivationStore(small)
+    for shard in there.manifest.train.shards:
+        (where / shard.name).unlink()
+    with pytest.raises(StoreError, match="is gone; harvest it again"):
+        there.batch(64, 0)
+
+
 def test_open_source_harvests_what_is_missing_and_reads_what_is_there(spec, empty, monkeypatch):
     small = ActivationSpec(**{**spec.as_dict(), "rows": 200})
     first = open_source(small)
